@@ -1,0 +1,36 @@
+# Everything is installed into .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+KEEP   ?=
+
+.PHONY: demo test check venv test-cluster test-e2e clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("passel needs Python 3.10 to 3.13, this is " + sys.version.split()[0] + "; say make PYTHON=python3.11") if not (3, 10) <= sys.version_info[:2] <= (3, 13) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+demo: venv
+	$(BIN)/passel demo $(if $(KEEP),--keep)
+
+check: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest
+
+test-cluster: venv
+	$(BIN)/python -m pytest -m cluster tests/cluster
+
+test-e2e: venv
+	$(BIN)/python -m pytest -m e2e tests/e2e
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

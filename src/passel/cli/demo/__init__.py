@@ -1,0 +1,1 @@
+"""The demonstration: an embedded registry, a made image, a crowd of nodes."""

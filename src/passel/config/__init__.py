@@ -1,0 +1,1 @@
+"""The one YAML file as frozen models, and how it is read."""

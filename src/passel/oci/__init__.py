@@ -1,0 +1,1 @@
+"""The vocabulary of the OCI distribution specification: names, ranges, media types, errors."""

@@ -1,0 +1,1 @@
+"""Blobs and pieces on a node's disk."""
