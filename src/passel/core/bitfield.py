@@ -1,7 +1,7 @@
 """Have-sets of one peer as Python integers: bit i is piece i.
 
-An integer of 4 096 bits is 548 bytes, copies and compares in well under a microsecond, is immutable
-and cannot be confused with another peer's. Arrays over many peers are packed from them for the graph
+An integer of 4 096 bits is 548 bytes, copies and compares in well under a microsecond, is
+immutable and cannot be confused with another peer's. Arrays over many peers are packed from them for the graph
 (`pack`), which is where numpy pays.
 """
 
@@ -64,4 +64,5 @@ def pack(rows: Sequence[int], n_pieces: int) -> NDArray[np.uint64]:
     """(n_peers, n_words) uint64 array of have-sets; bit b of word w is piece 64 * w + b."""
     n_words = (n_pieces + 63) // 64
     data = b"".join(row.to_bytes(n_words * 8, "little") for row in rows)
-    return np.frombuffer(data, dtype="<u8").reshape(len(rows), n_words).copy()
+    words = np.frombuffer(data, dtype="<u8").astype(np.uint64)
+    return words.reshape(len(rows), n_words)

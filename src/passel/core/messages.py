@@ -1,7 +1,7 @@
 """What peers and shards tell each other, and the events and commands of their machines.
 
-Everything is a frozen dataclass of plain values: it crosses Ray pickled, and the simulator as it is.
-Reports and messages may be lost, doubled or overtaken; each is written so that this does no harm
+Everything is a frozen dataclass of plain values: it crosses Ray pickled, and the simulator as it
+is. Reports and messages may be lost, doubled or overtaken; each is written so that this does no harm
 (absolute states, attempt numbers, fencing tokens), and what matters is said again on a timer.
 """
 
@@ -361,6 +361,20 @@ class ShardReborn:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardHeard:
+    """A shard answered a report: the leases that it gave hold on for their full time again."""
+
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLost:
+    """A shard does not answer. Peers go on with what they know, and with fallbacks."""
+
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
 class PieceArrived:
     """All bytes of a piece are in the data file; `digest` was computed from them as they came."""
 
@@ -445,6 +459,8 @@ PeerEvent = (
     | BlobLost
     | ShardSaid
     | ShardReborn
+    | ShardHeard
+    | ShardLost
     | PieceArrived
     | PieceFailed
     | SpanOpened

@@ -1,0 +1,683 @@
+"""The scheduler shard: who fetches which piece from whom, and who alone goes back to source.
+
+Life of a blob in a shard::
+
+    Wants ──> lease granted ──LeaseOpened──> size known ──Gains──> pieces held ──> edges planned
+      │            │ refused by the origin: Refused to those whose credentials it was
+      │            │ holder gone or silent: the next holder, a higher token
+      └── everybody complete: only the rows stay, as an index of holders
+
+Two kinds of decision. Urgent pieces (a client waits) are given a parent, or demanded from the
+lease-holder, in the very call that asks for them. The rest is planned in epochs by
+`passel.core.graph`. The state is soft: it is rebuilt from what peers announce.
+
+A peer says things at least once and in any order; every handler is idempotent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from typing_extensions import assert_never
+
+from passel.core import bitfield, rendezvous
+from passel.core.messages import (
+    Complaint,
+    Corrupt,
+    Deliver,
+    Demand,
+    Digests,
+    Discard,
+    Edge,
+    Gains,
+    Hello,
+    Holds,
+    LeaseFailed,
+    LeaseHeld,
+    LeaseOpened,
+    Loses,
+    PeerGone,
+    PeerInfo,
+    Plan,
+    Refusal,
+    Refused,
+    Reported,
+    ReportItem,
+    Revoke,
+    Role,
+    SeenPublic,
+    ShardEvent,
+    ShardLimits,
+    Stat,
+    Trouble,
+    Unwants,
+    Wants,
+)
+from passel.core.planning import plan_bulk
+from passel.core.swarm import Coming, LeaseState, Row, Swarm, Traffic
+from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
+
+#: Tokens of a later incarnation of a shard are always higher: 2^32 leases fit into one incarnation.
+TOKENS_PER_INCARNATION = 1 << 32
+
+
+class CompleteCopies:
+    """Who has a blob whole: such copies count under every upstream."""
+
+    def __init__(self, size: int, digests: bytes) -> None:
+        self.size = size
+        self.digests = digests
+        self.holders: set[PeerId] = set()
+
+
+class ShardMachine:
+    """One scheduler shard. Touched only through `handle` and `handle_timer`.
+
+    `incarnation` grows with every start; `quiet_until` keeps a restarted shard from granting leases
+    before its peers had time to say what they hold.
+    """
+
+    def __init__(
+        self,
+        limits: ShardLimits,
+        incarnation: int,
+        rng: np.random.Generator,
+        quiet_until: float = 0.0,
+    ) -> None:
+        self.limits = limits
+        self.peers: dict[PeerId, PeerInfo] = {}
+        self.swarms: dict[BlobId, Swarm] = {}
+        self.copies: dict[Digest, CompleteCopies] = {}
+        self.traffic = Traffic()
+        self._by_digest: dict[Digest, set[BlobId]] = {}
+        self._active: dict[BlobId, None] = {}
+        self._next_token = incarnation * TOKENS_PER_INCARNATION
+        self._rng = rng
+        self._quiet_until = quiet_until
+        self._epoch_at: float | None = None
+        self._out: list[Deliver] = []
+        #: Counters for telemetry.
+        self.n_edges = 0
+        self.n_epochs = 0
+        self.n_leases = 0
+
+    # --- the interface --------------------------------------------------------------------------
+
+    def handle(self, event: ShardEvent, now: float) -> list[Deliver]:
+        """Take in one event; what is to be said to peers comes back."""
+        self._out = []
+        dirty: dict[BlobId, None] = {}
+        match event:
+            case Reported(peer, incarnation, items):
+                for item in items:
+                    self._item(peer, incarnation, item, now, dirty)
+            case PeerGone(peer, incarnation):
+                known = self.peers.get(peer)
+                if known and (incarnation is None or known.incarnation == incarnation):
+                    self._peer_gone(peer, now, dirty)
+            case _:
+                assert_never(event)
+        for blob in dirty:
+            self._serve(self.swarms[blob], now)
+        return self._out
+
+    def next_timer(self) -> float | None:
+        return self._epoch_at
+
+    def handle_timer(self, now: float) -> list[Deliver]:
+        """An epoch: give up what is late, plan the bulk, renew or take back leases."""
+        self._out = []
+        self.n_epochs += 1
+        for blob in list(self._active):
+            swarm = self.swarms[blob]
+            self._expire(swarm, now)
+            self._serve(swarm, now)
+            self._bulk(swarm, now)
+            if not swarm.is_wanted and swarm.lease is None:
+                del self._active[blob]
+        self._epoch_at = now + self.limits.epoch_s if self._active else None
+        self._trim()
+        return self._out
+
+    def check_invariants(self) -> None:
+        """Re-derive what is kept twice. Raises AssertionError."""
+        up: dict[PeerId, int] = {}
+        down: dict[PeerId, int] = {}
+        for blob, swarm in self.swarms.items():
+            assert swarm.key.id == blob
+            assert blob in self._by_digest[swarm.key.digest]
+            swarm.check_invariants()
+            for child, row in swarm.rows.items():
+                assert child in self.peers, "a row of an unknown peer"
+                for coming in row.coming.values():
+                    up[coming.parent] = up.get(coming.parent, 0) + 1
+                    down[child] = down.get(child, 0) + 1
+            if swarm.is_wanted or swarm.lease is not None:
+                assert blob in self._active, "wanted, and never looked at"
+        assert up == {peer: n for peer, n in self.traffic.up.items() if n}, "traffic.up"
+        assert down == {peer: n for peer, n in self.traffic.down.items() if n}, "traffic.down"
+
+    # --- what peers say -------------------------------------------------------------------------
+
+    def _item(
+        self,
+        peer: PeerId,
+        incarnation: int,
+        item: ReportItem,
+        now: float,
+        dirty: dict[BlobId, None],
+    ) -> None:
+        if isinstance(item, Hello):
+            self._hello(item.info, now, dirty)
+            return
+        known = self.peers.get(peer)
+        if known is None or known.incarnation != incarnation:
+            return  # a late word of a peer that is gone, or of its former life
+        match item:
+            case Holds():
+                self._holds(peer, item, dirty)
+            case Gains():
+                self._gains(peer, item, now, dirty)
+            case Loses(digest, upstream):
+                self._loses(peer, digest, upstream, dirty)
+            case Wants():
+                self._wants(peer, item, now, dirty)
+            case Unwants(blob):
+                self._unwants(peer, blob)
+            case Complaint():
+                self._complaint(peer, item, dirty)
+            case LeaseOpened() | LeaseHeld() | LeaseFailed():
+                self._lease_item(peer, item, now, dirty)
+            case Corrupt(blob):
+                self._corrupt(blob, now, dirty)
+            case SeenPublic(ref, ttl_s):
+                swarm = self._swarm(ref.key, now)
+                swarm.public[ref.repository] = now + ttl_s
+            case _:
+                assert_never(item)
+
+    def _hello(self, info: PeerInfo, now: float, dirty: dict[BlobId, None]) -> None:
+        known = self.peers.get(info.peer)
+        if known is not None and known.incarnation > info.incarnation:
+            return
+        if known is not None and known.incarnation < info.incarnation:
+            # A new life of the process: it will say itself what its disk kept.
+            self._peer_gone(info.peer, now, dirty)
+        self.peers[info.peer] = info
+
+    def _holds(self, peer: PeerId, item: Holds, dirty: dict[BlobId, None]) -> None:
+        if item.upstream is None:
+            copies = self.copies.get(item.digest)
+            if copies is None or copies.size != item.size:
+                copies = self.copies[item.digest] = CompleteCopies(item.size, item.digests)
+            copies.holders.add(peer)
+            for blob in self._by_digest.get(item.digest, ()):
+                self._add_copies(self.swarms[blob], copies, (peer,))
+                dirty[blob] = None
+            return
+        swarm = self._swarm(BlobKey(item.upstream, item.digest), 0.0)
+        swarm.open(item.size)
+        if swarm.geometry is None or swarm.geometry.size != item.size:
+            return  # it speaks of other bytes; the digest check of whoever completes will tell
+        swarm.row(peer)
+        for piece in bitfield.pieces(item.have & swarm.geometry.all_pieces):
+            if swarm.learn(piece, item.digests[piece * 32 : piece * 32 + 32]):
+                swarm.gain(peer, piece)
+        dirty[swarm.key.id] = None
+
+    def _gains(self, peer: PeerId, item: Gains, now: float, dirty: dict[BlobId, None]) -> None:
+        swarm = self.swarms.get(item.blob)
+        if swarm is None or swarm.geometry is None:
+            return
+        row = swarm.row(peer)
+        n_pieces = swarm.geometry.n_pieces
+        fresh: list[tuple[int, bytes]] = []
+        for piece, digest in item.pieces:
+            if piece >= n_pieces or row.have >> piece & 1:
+                continue
+            is_new = not swarm.known >> piece & 1
+            if not swarm.learn(piece, digest):
+                continue
+            if is_new:
+                fresh.append((piece, digest))
+            swarm.gain(peer, piece)
+        if swarm.lease is not None and swarm.lease.holder == peer:
+            swarm.lease.progress_at = now
+            if swarm.lease.todo == 0:
+                swarm.lease = None
+        self._tell_digests(swarm, fresh)
+        dirty[item.blob] = None
+
+    def _tell_digests(self, swarm: Swarm, fresh: list[tuple[int, bytes]]) -> None:
+        if not fresh:
+            return
+        bits = bitfield.of(piece for piece, _ in fresh)
+        for peer, row in swarm.rows.items():
+            awaited = row.undigested & bits
+            if awaited:
+                row.undigested &= ~awaited
+                pieces = tuple((p, d) for p, d in fresh if awaited >> p & 1)
+                self._say(peer, Digests(swarm.key.id, pieces))
+
+    def _loses(
+        self, peer: PeerId, digest: Digest, upstream: str | None, dirty: dict[BlobId, None]
+    ) -> None:
+        if upstream is None:
+            copies = self.copies.get(digest)
+            if copies is not None:
+                copies.holders.discard(peer)
+                if not copies.holders:
+                    del self.copies[digest]
+            blobs: Iterable[BlobId] = self._by_digest.get(digest, ())
+        else:
+            blobs = (BlobKey(upstream, digest).id,)
+        for blob in blobs:
+            swarm = self.swarms.get(blob)
+            row = swarm.rows.get(peer) if swarm else None
+            if swarm is not None and row is not None:
+                row.have = 0
+                swarm.recount()
+                dirty[blob] = None
+
+    def _wants(self, peer: PeerId, item: Wants, now: float, dirty: dict[BlobId, None]) -> None:
+        swarm = self._swarm(item.ref.key, now)
+        swarm.touched_at = now
+        row = swarm.row(peer)
+        row.ref = item.ref
+        row.rest = item.rest
+        row.sponsor = item.sponsor
+        if swarm.geometry is None:
+            row.ranges = item.urgent
+        else:
+            row.urgent = swarm.pieces_of(item.urgent) & ~row.have
+            self._say_stat(swarm, peer, row, now)
+        self._wake(swarm, now)
+        dirty[swarm.key.id] = None
+
+    def _unwants(self, peer: PeerId, blob: BlobId) -> None:
+        swarm = self.swarms.get(blob)
+        row = swarm.rows.get(peer) if swarm else None
+        if row is not None:
+            row.rest, row.urgent, row.ranges, row.sponsor = False, 0, (), False
+
+    def _complaint(self, peer: PeerId, item: Complaint, dirty: dict[BlobId, None]) -> None:
+        swarm = self.swarms.get(item.blob)
+        row = swarm.rows.get(peer) if swarm else None
+        if swarm is None or row is None:
+            return
+        coming = row.coming.get(item.piece)
+        if coming is not None and coming.parent == item.parent:
+            swarm.settle(peer, item.piece)
+        match item.trouble:
+            case Trouble.CORRUPT | Trouble.DEAD:
+                row.banned.add(item.parent)
+            case Trouble.MISSING:
+                parent = swarm.rows.get(item.parent)
+                if parent is not None and parent.have >> item.piece & 1:
+                    parent.have &= ~(1 << item.piece)
+                    swarm.recount()
+            case Trouble.BUSY:
+                pass
+            case _:
+                assert_never(item.trouble)
+        dirty[item.blob] = None
+
+    def _corrupt(self, blob: BlobId, now: float, dirty: dict[BlobId, None]) -> None:
+        """All partial copies share the wrong piece; complete ones were checked and stay."""
+        swarm = self.swarms.get(blob)
+        if swarm is None:
+            return
+        swarm.corruptions += 1
+        self._revoke(swarm)
+        for peer, row in swarm.rows.items():
+            for piece in list(row.coming):
+                swarm.settle(peer, piece)
+            row.have = row.undigested = 0
+            self._say(peer, Discard(blob))
+        if swarm.geometry is not None:
+            swarm.known = swarm.held = 0
+            swarm.digests = bytearray(len(swarm.digests))
+        copies = self.copies.get(swarm.key.digest)
+        if copies is not None:
+            self._add_copies(swarm, copies, copies.holders)
+        if swarm.corruptions > self.limits.corruptions_max:
+            self._refuse(
+                swarm,
+                Refusal(502, "UNKNOWN", "the origin's bytes do not have the digest of this blob"),
+                lambda _: True,
+            )
+            swarm.corruptions = 0
+        dirty[blob] = None
+
+    # --- leases ---------------------------------------------------------------------------------
+
+    def _lease_item(
+        self,
+        peer: PeerId,
+        item: LeaseOpened | LeaseHeld | LeaseFailed,
+        now: float,
+        dirty: dict[BlobId, None],
+    ) -> None:
+        if isinstance(item, LeaseHeld):
+            swarm = self._swarm(item.ref.key, now)
+            if swarm.lease is None and item.todo:
+                swarm.row(peer)
+                swarm.lease = LeaseState(item.token, peer, item.ref, None, None, now)
+                if swarm.geometry is not None:
+                    swarm.lease.todo = item.todo & ~swarm.held
+                self._wake(swarm, now)
+            dirty[swarm.key.id] = None
+            return
+        found = self.swarms.get(item.blob)
+        if found is None or found.lease is None:
+            return
+        lease = found.lease
+        if lease.token != item.token or lease.holder != peer:
+            return  # a fenced-off holder
+        dirty[item.blob] = None
+        if isinstance(item, LeaseFailed):
+            self._lease_failed(found, lease, item.refusal, now)
+            return
+        lease.progress_at = now
+        found.failures = 0
+        if found.geometry is None:
+            found.open(item.size)
+        if item.public:
+            found.public[lease.ref.repository] = now + self.limits.public_ttl_s
+        for member, row in found.rows.items():
+            if row.wants_anything:
+                self._say_stat(found, member, row, now)
+
+    def _lease_failed(self, swarm: Swarm, lease: LeaseState, refusal: Refusal, now: float) -> None:
+        swarm.lease = None
+        if 400 <= refusal.status < 500:
+            # The origin's own word about these credentials in this repository. Whoever else waits
+            # with other credentials, or for another repository, gets an attempt of his own.
+            def same_question(row: Row, peer: PeerId | None = lease.sponsor) -> bool:
+                if row.ref is None or row.ref.repository != lease.ref.repository:
+                    return False
+                return not row.sponsor if peer is None else row is swarm.rows.get(peer)
+
+            self._refuse(swarm, refusal, same_question)
+            return
+        swarm.failing[lease.holder] = now + self.limits.lease_ttl_s
+        swarm.failures += 1
+        if swarm.failures >= 3 or self._fetcher(swarm, now) is None:
+            swarm.failures = 0
+            self._refuse(swarm, refusal, lambda _: True)
+
+    def _refuse(self, swarm: Swarm, refusal: Refusal, whom: Callable[[Row], bool]) -> None:
+        for peer, row in swarm.rows.items():
+            if row.wants_anything and whom(row):
+                row.rest, row.urgent, row.ranges, row.sponsor = False, 0, (), False
+                self._say(peer, Refused(swarm.key.id, refusal))
+
+    def _revoke(self, swarm: Swarm) -> None:
+        if swarm.lease is not None:
+            self._say(swarm.lease.holder, Revoke(swarm.key.id, swarm.lease.token))
+            swarm.lease = None
+
+    def _fetcher(self, swarm: Swarm, now: float) -> PeerId | None:
+        """Who goes to the origin: the blob's seed, else one of those who want it."""
+        able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now]
+        seeds = [p for p in able if self.peers[p].role is Role.SEED]
+        hungry = [p for p in able if p in swarm.rows and swarm.row_is_hungry(swarm.rows[p])]
+        owner = rendezvous.owner(str(swarm.key.digest), seeds or hungry)
+        return None if owner is None else PeerId(owner)
+
+    def _needed(self, swarm: Swarm, now: float) -> int | None:
+        """Pieces that must come from the origin; None while the size is unknown."""
+        if swarm.geometry is None:
+            return None
+        bits = 0
+        for row in swarm.rows.values():
+            if row.wants_anything:
+                bulk = row.rest and now >= swarm.bulk_not_before
+                bits |= swarm.geometry.all_pieces if bulk else row.urgent
+        return bits & ~swarm.held
+
+    def _lease(self, swarm: Swarm, now: float) -> None:
+        """See to it that what nobody holds is being fetched, by one peer."""
+        if now < self._quiet_until:
+            return
+        needed = self._needed(swarm, now)
+        lease = swarm.lease
+        if lease is not None:
+            if needed is not None and (lease.todo is None or needed & ~lease.todo):
+                lease.todo = needed | (lease.todo or 0)
+                self._say_lease(swarm, lease)
+            return
+        if needed == 0 or not swarm.is_wanted:
+            return
+        holder = self._fetcher(swarm, now)
+        asker = self._asker(swarm)
+        if holder is None or asker is None:
+            return
+        ref = swarm.rows[asker].ref
+        assert ref is not None
+        self._next_token += 1
+        self.n_leases += 1
+        sponsor = asker if swarm.rows[asker].sponsor else None
+        swarm.row(holder)
+        swarm.lease = LeaseState(self._next_token, holder, ref, sponsor, needed, now)
+        self._say_lease(swarm, swarm.lease)
+
+    def _asker(self, swarm: Swarm) -> PeerId | None:
+        """Whose question is put to the origin: anonymous ones first, they need nobody's secret."""
+        hungry = [(p, r) for p, r in swarm.rows.items() if swarm.row_is_hungry(r)]
+        return min(hungry, key=lambda item: item[1].sponsor, default=(None, None))[0]
+
+    def _say_lease(self, swarm: Swarm, lease: LeaseState) -> None:
+        sponsor = self.peers.get(lease.sponsor) if lease.sponsor else None
+        ranges: list[tuple[int, int]] = []
+        if swarm.geometry is None:
+            for row in swarm.rows.values():
+                ranges.extend(row.ranges)
+        message = lease.message(
+            tuple(sorted(set(ranges))[:64]),
+            sponsor.address if sponsor else None,
+            self.limits.lease_ttl_s,
+        )
+        self._say(lease.holder, message)
+
+    # --- urgent pieces --------------------------------------------------------------------------
+
+    def _serve(self, swarm: Swarm, now: float) -> None:
+        """What cannot wait for the epoch: leases, and parents for pieces that clients wait for."""
+        self._lease(swarm, now)
+        if swarm.geometry is None:
+            return
+        demanded = 0
+        for peer, row in swarm.rows.items():
+            edges: list[Edge] = []
+            for piece in bitfield.pieces(row.urgent & ~row.coming_bits & ~row.have):
+                edge = self._urgent_edge(swarm, peer, row, piece)
+                if edge is None:
+                    demanded |= 1 << piece
+                    continue
+                if not swarm.held >> piece & 1:
+                    demanded |= 1 << piece
+                coming = Coming(edge.parent, now + self.limits.urgent_ttl_s, urgent=True)
+                swarm.expect(peer, piece, coming, edge.digest)
+                edges.append(edge)
+            if edges:
+                self._say_plan(swarm, peer, edges)
+        self._demand(swarm, demanded, now)
+
+    def _urgent_edge(self, swarm: Swarm, child: PeerId, row: Row, piece: int) -> Edge | None:
+        """The best parent for a piece that a client waits for, None if only the origin has it.
+
+        In the zone before across zones; who has it before who is getting it.
+        """
+        zone = self.peers[child].zone
+        holders: list[list[PeerId]] = [[], [], []]
+        for peer, other in swarm.rows.items():
+            if peer == child or peer in row.banned:
+                continue
+            near = self.peers[peer].zone == zone
+            if other.have >> piece & 1:
+                holders[0 if near else 2].append(peer)
+            elif near and piece in other.coming and not self._waits_on(swarm, peer, child, piece):
+                holders[1].append(peer)
+        digest = swarm.digest(piece)
+        for rank, group in enumerate(holders):
+            if group:
+                least = min(self.traffic.up.get(peer, 0) for peer in group)
+                group = [peer for peer in group if self.traffic.up.get(peer, 0) <= least + 1]
+                parent = group[int(self._rng.integers(len(group)))]
+                return Edge(piece, parent, digest, wait=rank == 1, urgent=True)
+        lease = swarm.lease
+        if lease is None or lease.holder == child or lease.holder in row.banned:
+            return None
+        return Edge(piece, lease.holder, digest, wait=True, authority=True, urgent=True)
+
+    def _waits_on(self, swarm: Swarm, peer: PeerId, child: PeerId, piece: int) -> bool:
+        """Whether `peer` itself waits, over any number of steps, for `child` to get the piece."""
+        for _ in range(len(swarm.rows)):
+            coming = swarm.rows[peer].coming.get(piece) if peer in swarm.rows else None
+            if coming is None:
+                return False
+            if coming.parent == child:
+                return True
+            peer = coming.parent
+        return True
+
+    def _demand(self, swarm: Swarm, pieces: int, now: float) -> None:
+        """Tell the lease-holder what clients wait for; again every quarter of a second."""
+        lease = swarm.lease
+        if lease is None or lease.todo is None or swarm.geometry is None:
+            return
+        for row in swarm.rows.values():
+            for piece, coming in row.coming.items():
+                if coming.urgent and coming.parent == lease.holder:
+                    pieces |= 1 << piece
+        pieces &= lease.todo
+        if not pieces & ~lease.demanded and now < lease.demanded_at + 0.25:
+            return
+        if pieces:
+            lease.demanded, lease.demanded_at = pieces, now
+            spans = tuple(swarm.geometry.span(piece) for piece in bitfield.pieces(pieces))
+            self._say(lease.holder, Demand(swarm.key.id, lease.token, spans[:256]))
+
+    # --- epochs ---------------------------------------------------------------------------------
+
+    def _bulk(self, swarm: Swarm, now: float) -> None:
+        if swarm.geometry is None or not swarm.held:
+            return
+        plan = plan_bulk(swarm, self.peers, self.limits, self._rng, now)
+        swarm.epoch += 1
+        for child, edges in plan.edges.items():
+            until = now + self.limits.edge_ttl_s
+            for edge in edges:
+                swarm.expect(child, edge.piece, Coming(edge.parent, until, False), edge.digest)
+            self._say_plan(swarm, child, edges, plan.fallbacks.get(child, ()))
+
+    def _expire(self, swarm: Swarm, now: float) -> None:
+        for peer, row in swarm.rows.items():
+            for piece in [p for p, coming in row.coming.items() if coming.until <= now]:
+                swarm.settle(peer, piece)
+        lease = swarm.lease
+        if lease is not None and now - lease.progress_at > self.limits.lease_ttl_s:
+            swarm.failing[lease.holder] = now + self.limits.lease_ttl_s
+            self._revoke(swarm)
+
+    def _peer_gone(self, peer: PeerId, now: float, dirty: dict[BlobId, None]) -> None:
+        for blob, swarm in self.swarms.items():
+            had_lease = swarm.lease is not None and swarm.lease.holder == peer
+            if swarm.forget_peer(peer):
+                dirty[blob] = None
+                if swarm.is_wanted:
+                    self._wake(swarm, now)
+            if had_lease:
+                swarm.bulk_not_before = now + self.limits.grace_s
+        for digest, copies in list(self.copies.items()):
+            copies.holders.discard(peer)
+            if not copies.holders:
+                del self.copies[digest]
+        self.peers.pop(peer, None)
+        self.traffic.up.pop(peer, None)
+        self.traffic.down.pop(peer, None)
+
+    # --- small things ---------------------------------------------------------------------------
+
+    def _swarm(self, key: BlobKey, now: float) -> Swarm:
+        swarm = self.swarms.get(key.id)
+        if swarm is None:
+            swarm = self.swarms[key.id] = Swarm(key, self.traffic, touched_at=now)
+            self._by_digest.setdefault(key.digest, set()).add(key.id)
+            copies = self.copies.get(key.digest)
+            if copies is not None:
+                self._add_copies(swarm, copies, copies.holders)
+        return swarm
+
+    def _add_copies(self, swarm: Swarm, copies: CompleteCopies, holders: Iterable[PeerId]) -> None:
+        swarm.open(copies.size)
+        geometry = swarm.geometry
+        assert geometry is not None
+        if geometry.size != copies.size:
+            return
+        # These digests belong to bytes whose whole digest was verified: they overrule.
+        swarm.digests = bytearray(copies.digests)
+        swarm.known = geometry.all_pieces
+        for peer in holders:
+            row = swarm.row(peer)
+            for piece in list(row.coming):
+                swarm.settle(peer, piece)
+            row.have = geometry.all_pieces
+            row.urgent = row.undigested = 0
+            swarm.held = geometry.all_pieces
+        if swarm.lease is not None and swarm.held == geometry.all_pieces:
+            self._revoke(swarm)
+
+    def _wake(self, swarm: Swarm, now: float) -> None:
+        self._active[swarm.key.id] = None
+        if self._epoch_at is None:
+            self._epoch_at = now + self.limits.epoch_s
+
+    def _say(self, peer: PeerId, message: object) -> None:
+        self._out.append(Deliver(peer, message))  # type: ignore[arg-type]
+
+    def _say_stat(self, swarm: Swarm, peer: PeerId, row: Row, now: float) -> None:
+        assert swarm.geometry is not None
+        assert row.ref is not None
+        public_s = swarm.public_s(row.ref.repository, now)
+        geometry = swarm.geometry
+        self._say(peer, Stat(row.ref, geometry.size, geometry.piece_size, public_s))
+
+    def _say_plan(
+        self,
+        swarm: Swarm,
+        child: PeerId,
+        edges: list[Edge],
+        fallbacks: tuple[PeerId, ...] = (),
+    ) -> None:
+        self.n_edges += len(edges)
+        parents = dict.fromkeys([edge.parent for edge in edges]) | dict.fromkeys(fallbacks)
+        addresses = tuple(
+            (peer, self.peers[peer].address, self.peers[peer].zone, self.peers[peer].role)
+            for peer in parents
+        )
+        self._say(child, Plan(swarm.key.id, swarm.epoch, tuple(edges), addresses, fallbacks))
+
+    def _trim(self) -> None:
+        """Forget the blobs that nobody wants and that were touched longest ago, above the limit."""
+        surplus = len(self.swarms) - self.limits.blobs_max
+        if surplus <= 0:
+            return
+        idle = [s for s in self.swarms.values() if s.key.id not in self._active]
+        for swarm in sorted(idle, key=lambda s: s.touched_at)[:surplus]:
+            del self.swarms[swarm.key.id]
+            names = self._by_digest[swarm.key.digest]
+            names.discard(swarm.key.id)
+            if not names:
+                del self._by_digest[swarm.key.digest]
+
+    def stat(self, ref: BlobRef, now: float) -> tuple[int | None, float]:
+        """(size, seconds for which it counts as public in this repository) of a blob."""
+        swarm = self.swarms.get(ref.key.id)
+        copies = self.copies.get(ref.digest)
+        size = copies.size if copies else None
+        if swarm is not None and swarm.geometry is not None:
+            size = swarm.geometry.size
+        return size, swarm.public_s(ref.repository, now) if swarm is not None else 0.0

@@ -1,0 +1,239 @@
+"""One blob in a shard: who holds what, who wants what, what is on its way, who goes to the origin.
+
+Only bookkeeping and questions live here; what follows from the answers is decided in `shard`. The
+redundant fields (`held`, the counters in `Traffic`) are re-derived by `check_invariants`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from passel.core import bitfield
+from passel.core.messages import Lease
+from passel.core.pieces import Geometry
+from passel.ids import BlobKey, BlobRef, PeerId
+
+DIGEST_BYTES = 32
+NO_DIGEST = bytes(DIGEST_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A piece on its way to a peer; given up at `until`."""
+
+    parent: PeerId
+    until: float
+    urgent: bool
+
+
+@dataclass(slots=True)
+class Row:
+    """One peer in one blob."""
+
+    have: int = 0
+    #: Pieces that a client of this peer waits for right now.
+    urgent: int = 0
+    #: The same as byte ranges, kept until the geometry is known.
+    ranges: tuple[tuple[int, int], ...] = ()
+    #: Wants the whole blob, in the background.
+    rest: bool = False
+    #: What it said when it asked; None for a peer that only holds.
+    ref: BlobRef | None = None
+    sponsor: bool = False
+    coming: dict[int, Coming] = field(default_factory=dict)
+    #: Pieces whose edge was handed out before the shard knew their digest.
+    undigested: int = 0
+    #: Parents that sent wrong bytes to this peer.
+    banned: set[PeerId] = field(default_factory=set)
+    #: How much of `rest` was planned is in `coming`; this is the set for quick tests.
+    coming_bits: int = 0
+
+    @property
+    def wants_anything(self) -> bool:
+        return self.ref is not None and (self.rest or bool(self.urgent) or bool(self.ranges))
+
+
+@dataclass(slots=True)
+class LeaseState:
+    """Who goes back to source. `todo` is None until the origin's answer told the size."""
+
+    token: int
+    holder: PeerId
+    ref: BlobRef
+    sponsor: PeerId | None
+    todo: int | None
+    progress_at: float
+    demanded: int = 0
+    demanded_at: float = 0.0
+
+    def message(
+        self, urgent: tuple[tuple[int, int], ...], sponsor: str | None, ttl_s: float
+    ) -> Lease:
+        return Lease(self.ref, self.token, self.todo, urgent, sponsor, ttl_s)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Edges handed out and not yet done, per peer, over all blobs of the shard."""
+
+    up: dict[PeerId, int] = field(default_factory=dict)
+    down: dict[PeerId, int] = field(default_factory=dict)
+
+    def add(self, child: PeerId, parent: PeerId, n: int) -> None:
+        self.up[parent] = self.up.get(parent, 0) + n
+        self.down[child] = self.down.get(child, 0) + n
+
+
+@dataclass(slots=True)
+class Swarm:
+    """All that a shard knows of one blob of one upstream."""
+
+    key: BlobKey
+    traffic: Traffic
+    geometry: Geometry | None = None
+    digests: bytearray = field(default_factory=bytearray)
+    #: Pieces whose digest is known.
+    known: int = 0
+    #: Pieces that somebody alive holds: the union of all rows.
+    held: int = 0
+    rows: dict[PeerId, Row] = field(default_factory=dict)
+    lease: LeaseState | None = None
+    #: Before this time only urgent pieces are leased: a crashed holder may come back with its disk.
+    bulk_not_before: float = 0.0
+    #: repository -> until when it counts as public there.
+    public: dict[str, float] = field(default_factory=dict)
+    #: Peers that could not fetch from the origin lately -> until when they are not asked.
+    failing: dict[PeerId, float] = field(default_factory=dict)
+    failures: int = 0
+    corruptions: int = 0
+    epoch: int = 0
+    touched_at: float = 0.0
+
+    def row(self, peer: PeerId) -> Row:
+        return self.rows.setdefault(peer, Row())
+
+    def open(self, size: int) -> None:
+        """The size is known now; byte ranges that were waited for become pieces."""
+        if self.geometry is not None:
+            return
+        self.geometry = Geometry.of(size)
+        self.digests = bytearray(DIGEST_BYTES * self.geometry.n_pieces)
+        for row in self.rows.values():
+            row.urgent |= self.pieces_of(row.ranges) & ~row.have
+            row.ranges = ()
+
+    def pieces_of(self, ranges: tuple[tuple[int, int], ...]) -> int:
+        assert self.geometry is not None
+        bits = 0
+        for start, stop in ranges:
+            span = self.geometry.pieces_of(start, stop)
+            bits |= bitfield.of_range(span.start, span.stop)
+        return bits
+
+    def digest(self, piece: int) -> bytes | None:
+        if not self.known >> piece & 1:
+            return None
+        return bytes(self.digests[piece * DIGEST_BYTES : (piece + 1) * DIGEST_BYTES])
+
+    def learn(self, piece: int, digest: bytes) -> bool:
+        """Note a piece's digest; False when another one is known already."""
+        known = self.digest(piece)
+        if known is not None:
+            return known == digest
+        self.digests[piece * DIGEST_BYTES : (piece + 1) * DIGEST_BYTES] = digest
+        self.known |= 1 << piece
+        return True
+
+    def gain(self, peer: PeerId, piece: int) -> None:
+        row = self.row(peer)
+        bit = 1 << piece
+        row.have |= bit
+        row.urgent &= ~bit
+        row.undigested &= ~bit
+        self.held |= bit
+        self.settle(peer, piece)
+        if self.lease is not None and self.lease.todo is not None:
+            self.lease.todo &= ~bit
+            self.lease.demanded &= ~bit
+
+    def expect(self, child: PeerId, piece: int, coming: Coming, digest: bytes | None) -> None:
+        """An edge was handed out."""
+        row = self.row(child)
+        self.settle(child, piece)
+        row.coming[piece] = coming
+        row.coming_bits |= 1 << piece
+        if digest is None:
+            row.undigested |= 1 << piece
+        self.traffic.add(child, coming.parent, 1)
+
+    def settle(self, child: PeerId, piece: int) -> Coming | None:
+        """The edge for this piece, if any, is over: done, failed or given up."""
+        row = self.rows[child]
+        coming = row.coming.pop(piece, None)
+        if coming is not None:
+            row.coming_bits &= ~(1 << piece)
+            self.traffic.add(child, coming.parent, -1)
+        return coming
+
+    def forget_peer(self, peer: PeerId) -> bool:
+        """The peer is gone: its row, the edges from it, its lease. True if it had any part here."""
+        row = self.rows.get(peer)
+        if row is not None:
+            for piece in list(row.coming):
+                self.settle(peer, piece)
+            del self.rows[peer]
+        for child, other in self.rows.items():
+            for piece in [p for p, c in other.coming.items() if c.parent == peer]:
+                self.settle(child, piece)
+        had_lease = self.lease is not None and self.lease.holder == peer
+        if had_lease:
+            self.lease = None
+        if row is not None:
+            self.recount()
+        return row is not None or had_lease
+
+    def recount(self) -> None:
+        self.held = 0
+        for row in self.rows.values():
+            self.held |= row.have
+
+    def wanted(self, row: Row) -> int:
+        """Pieces that this peer wants and has not."""
+        assert self.geometry is not None
+        return (self.geometry.all_pieces if row.rest else row.urgent) & ~row.have
+
+    @property
+    def is_wanted(self) -> bool:
+        return any(self.row_is_hungry(row) for row in self.rows.values())
+
+    def row_is_hungry(self, row: Row) -> bool:
+        if not row.wants_anything:
+            return False
+        return self.geometry is None or bool(self.wanted(row))
+
+    def public_s(self, repository: str, now: float) -> float:
+        return max(0.0, self.public.get(repository, 0.0) - now)
+
+    def check_invariants(self) -> None:
+        """Re-derive what is kept twice. Raises AssertionError."""
+        held = 0
+        for peer, row in self.rows.items():
+            held |= row.have
+            assert row.coming_bits == bitfield.of(row.coming), (peer, "coming_bits")
+            assert not row.coming_bits & row.have, (peer, "a held piece is still coming")
+            assert all(coming.parent != peer for coming in row.coming.values()), (
+                peer,
+                "own parent",
+            )
+            assert row.ref is not None or not (row.rest or row.urgent or row.ranges), peer
+        assert held == self.held, "held"
+        if self.geometry is None:
+            assert not held, "pieces of a blob without a size"
+            assert not self.known, "digests of a blob without a size"
+        else:
+            n_pieces = self.geometry.n_pieces
+            assert held >> n_pieces == 0
+            assert len(self.digests) == n_pieces * DIGEST_BYTES
+        if self.lease is not None and self.lease.todo is not None:
+            assert self.geometry is not None
+            assert not self.lease.todo & self.held, "a lease on what is held"

@@ -1,0 +1,219 @@
+"""The real machines in a small virtual world: what must hold, with and without faults."""
+
+from __future__ import annotations
+
+import pytest
+from swarm_world import World
+
+from passel.core.messages import Role
+
+MIB = 1 << 20
+
+
+def finished(world: World) -> bool:
+    return all(log.done_at is not None for log in world.reads.values())
+
+
+def test_one_cold_read_moves_one_first_request_and_then_the_rest() -> None:
+    world = World(n_peers=3)
+    ref = world.blob("b", 40 * MIB)
+    read = world.read("p1", ref, 5000, 9096)
+    world.run(0.2)
+    log = world.reads[read]
+    assert log.done_at is not None
+    assert log.done_at < 0.05, "latency of the origin 20 ms, of one piece 10 ms"
+    world.run(5)
+    assert world.origin_bytes[ref.id] == 40 * MIB
+    assert ref.digest in world.nodes["p1"].done, "the rest of the blob came in the background"
+
+
+@pytest.mark.parametrize("zones", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_crowd_reads_the_origin_once_and_each_zone_once(zones: int, seed: int) -> None:
+    world = World(n_peers=8, zones=zones, seed=seed)
+    size = 64 * MIB + 12345
+    ref = world.blob("b", size)
+    for name in list(world.nodes):
+        world.read(name, ref)
+    world.run(30)
+    assert finished(world)
+    assert world.origin_bytes[ref.id] == size
+    assert world.cross_zone_bytes == size * (zones - 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lazy_pattern_everybody_reads_the_same_scattered_ranges(seed: int) -> None:
+    world = World(n_peers=8, zones=2, seed=seed)
+    size = 300 * MIB
+    ref = world.blob("b", size)
+    for name in list(world.nodes):
+        for k in range(16):
+            world.read(name, ref, 7 * k * MIB + 333, 7 * k * MIB + 333 + MIB)
+    world.run(60, check=False)
+    world.check()
+    assert finished(world)
+    assert max(log.done_at - log.started_at for log in world.reads.values()) < 3
+    assert world.origin_bytes[ref.id] == size
+    assert world.cross_zone_bytes == size
+
+
+def test_huge_blob_first_request_is_no_whole_piece_and_no_byte_comes_twice() -> None:
+    world = World(n_peers=2, origin_rate=2e9, rate=2e9)
+    size = 5000 * MIB + 17
+    ref = world.blob("b", size)
+    read = world.read("p1", ref, 3 * MIB + 5, 3 * MIB + 4101)
+    world.run(120, check=False)
+    assert world.reads[read].done_at is not None
+    assert world.origin_bytes[ref.id] == size
+
+
+def test_second_crowd_does_not_ask_the_origin() -> None:
+    world = World(n_peers=4)
+    ref = world.blob("b", 10 * MIB)
+    world.read("p1", ref)
+    world.run(5)
+    before = world.origin_requests
+    for name in ("p2", "p3"):
+        world.read(name, ref)
+    world.run(10)
+    assert finished(world)
+    assert world.origin_requests == before
+
+
+def test_no_seed_then_one_of_the_readers_fetches() -> None:
+    world = World(n_peers=3, seeds=0)
+    ref = world.blob("b", 9 * MIB)
+    for name in list(world.nodes):
+        world.read(name, ref)
+    world.run(10)
+    assert finished(world)
+    assert world.origin_bytes[ref.id] == 9 * MIB
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("at", [0.03, 0.2, 0.4])
+def test_dead_lease_holder_is_replaced_and_comes_back(seed: int, at: float) -> None:
+    world = World(n_peers=5, zones=2, seed=seed)
+    size = 64 * MIB
+    ref = world.blob("b", size)
+    for name in ("p1", "p2", "p3", "p4"):
+        world.read(name, ref)
+    world.run(at)
+    world.kill_peer("p0")
+    world.run(at + 1.5)
+    world.restart_peer("p0")
+    world.run(at + 30)
+    assert finished(world)
+    # What only the dead one had, and what was in flight, is read again: not more.
+    assert world.origin_bytes[ref.id] <= size * 2
+    world.check()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("at", [0.0, 0.025, 0.3])
+def test_shard_dies_and_is_rebuilt_from_announcements(seed: int, at: float) -> None:
+    world = World(n_peers=5, zones=2, seed=seed)
+    size = 64 * MIB
+    ref = world.blob("b", size)
+    for name in ("p1", "p2", "p3", "p4"):
+        world.read(name, ref)
+    world.run(at)
+    world.kill_shard(1.0)
+    world.run(at + 30)
+    assert finished(world)
+    assert world.origin_bytes[ref.id] <= size + 2 * MIB
+
+
+def test_child_dies_and_the_others_finish() -> None:
+    world = World(n_peers=5)
+    ref = world.blob("b", 64 * MIB)
+    for name in ("p1", "p2", "p3", "p4"):
+        world.read(name, ref)
+    world.run(0.3)
+    world.kill_peer("p2")
+    world.run(20)
+    assert all(log.done_at for n, log in world.reads.items() if world.node_of_read[n] != "p2")
+    assert world.origin_bytes[ref.id] == 64 * MIB
+
+
+def test_liar_is_found_out_and_nobody_serves_its_bytes() -> None:
+    world = World(n_peers=6, seed=3)
+    ref = world.blob("b", 32 * MIB)
+    world.read("p1", ref)
+    world.run(5)
+    world.nodes["p1"].lies = True
+    for name in ("p2", "p3", "p4", "p5"):
+        world.read(name, ref)
+    world.run(20)
+    assert finished(world)
+
+
+def test_origin_with_wrong_bytes_ends_in_502_not_in_wrong_bytes() -> None:
+    world = World(n_peers=2)
+    ref = world.blob("b", 3 * MIB)
+    world.corrupt_origin.add(ref.id)
+    read = world.read("p1", ref)
+    world.run(60)
+    assert ref.digest not in world.nodes["p1"].done
+    refusal = world.reads[read].refusal
+    assert refusal is not None
+    assert refusal.status == 502
+
+
+def test_refusals_of_the_origin_reach_the_reader() -> None:
+    world = World(n_peers=3)
+    gone = world.blob("gone", MIB)
+    world.missing.add(gone.id)
+    first = world.read("p1", gone)
+    world.run(1)
+    assert world.reads[first].refusal.status == 404
+    private = world.blob("private", 2 * MIB)
+    world.private.add(private.id)
+    without = world.read("p1", private)
+    world.run(2)
+    assert world.reads[without].refusal.status == 401
+    with_rights = world.read("p2", private, sponsor=True)
+    world.run(4)
+    assert world.reads[with_rights].done_at is not None
+
+
+def test_full_disk_is_a_passthrough_and_another_peer_fetches() -> None:
+    world = World(n_peers=3)
+    world.nodes["p0"].full = True
+    world.nodes["p1"].full = True
+    ref = world.blob("b", 4 * MIB)
+    full, good = world.read("p1", ref), world.read("p2", ref)
+    world.run(30)
+    assert world.reads[full].passthrough
+    assert world.reads[good].done_at is not None
+
+
+def test_origin_down_is_our_503_within_a_bound() -> None:
+    world = World(n_peers=2)
+    world.origin_down = True
+    ref = world.blob("b", MIB)
+    read = world.read("p1", ref)
+    world.run(3)
+    assert world.reads[read].refusal.status == 503
+
+
+def test_empty_blob_needs_no_origin() -> None:
+    world = World(n_peers=2)
+    ref = world.blob("", 0)
+    read = world.read("p1", ref)
+    world.run(1)
+    assert world.reads[read].done_at is not None
+    assert world.origin_requests == 0
+
+
+def test_late_joiner_gets_everything_from_peers() -> None:
+    world = World(n_peers=3)
+    ref = world.blob("b", 20 * MIB)
+    world.read("p1", ref)
+    world.run(3)
+    world.add_peer("p9", "z0", Role.PEER)
+    world.run(3.1)
+    read = world.read("p9", ref)
+    world.run(10)
+    assert world.reads[read].done_at is not None
+    assert world.origin_bytes[ref.id] == 20 * MIB
