@@ -1,0 +1,294 @@
+"""The piece server: how a peer's pieces, and nothing else, get to other peers.
+
+An HTTP/1.1 server inside the peer's event loop. Bytes go from page cache to socket by sendfile;
+Python sees heads only. Decisions (what is held, when to wait) belong to the `PieceSource`, which
+is the peer.
+
+Order of checks: MAC, target, method, then the source. Somebody without the secret learns only
+that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from aiohttp import web
+
+from passel.errors import InputError
+from passel.ids import BlobId
+from passel.oci.ranges import content_range, parse_range
+from passel.transport.auth import AUTH_HEADER, ClusterAuth
+from passel.transport.sending import send_file
+from passel.transport.slots import UploadSlots
+from passel.transport.wire import (
+    HEAD_BYTES_MAX,
+    PIECE_DIGEST_HEADER,
+    RETRY_AFTER_MS_HEADER,
+    CredentialsTarget,
+    PieceTarget,
+    parse_target,
+)
+
+log = logging.getLogger(__name__)
+
+# Shorter than the time in which a child asks another parent, long enough for the gap between two
+# bodies: a slot comes free every few milliseconds when all are busy.
+_SLOT_WAIT_S: Final = 0.05
+_STALL_S: Final = 30.0
+_WAITS_MAX: Final = 1024
+_CONNECTIONS_MAX: Final = 4096
+_RETRY_AFTER_S: Final = (0.02, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PieceLocation:
+    """Where a verified piece lies: `length` bytes of `fd` from `offset`, SHA-256 `digest` (raw).
+
+    The server duplicates `fd` before it gives the event loop away, so that the source may close
+    its own at any time after `PieceSource.locate` returned.
+    """
+
+    fd: int
+    offset: int
+    length: int
+    digest: bytes
+
+
+class PieceSource(Protocol):
+    """What the piece server asks the peer; all calls come from the server's event loop."""
+
+    def locate(self, blob: BlobId, piece: int) -> PieceLocation | None:
+        """Where the piece is, if it is held here and verified; any `piece` number may come."""
+        ...
+
+    async def wait(self, blob: BlobId, piece: int, timeout_s: float) -> bool:
+        """Return True as soon as the piece is held, False after `timeout_s` or when hopeless."""
+        ...
+
+    def credentials(self, blob: BlobId) -> str | None:
+        """The ``Authorization`` value of a client that waits for this blob, if there is one."""
+        ...
+
+
+class PieceServer:
+    """Serves pieces to authenticated peers, at most `slots` bodies at once.
+
+    Belongs to one event loop. The plain counters are for telemetry and only ever grow;
+    `n_uploads` and `n_waiting` are levels.
+    """
+
+    def __init__(
+        self,
+        source: PieceSource,
+        auth: ClusterAuth,
+        slots: int,
+        *,
+        stall_s: float = _STALL_S,
+        slot_wait_s: float = _SLOT_WAIT_S,
+        connections_max: int = _CONNECTIONS_MAX,
+    ) -> None:
+        self._source = source
+        self._auth = auth
+        self._slots = UploadSlots(slots, n_waiting_max=4 * slots)
+        self._stall_s = stall_s
+        self._slot_wait_s = slot_wait_s
+        self._connections_max = connections_max
+        self._body_s = 0.02
+        self._server: web.Server | None = None
+        self._listener: asyncio.Server | None = None
+        self._waits: set[asyncio.Task[bool]] = set()
+        self._stopping = False
+        self.bytes_sent = 0
+        self.n_requests = 0
+        self.n_pieces_sent = 0
+        self.n_refused_auth = 0
+        self.n_refused_busy = 0
+        self.n_not_held = 0
+        self.n_cut = 0
+
+    @property
+    def n_uploads(self) -> int:
+        """Piece bodies being sent now; never more than the slots."""
+        return self._slots.n_taken
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait for a piece to arrive here; they take no slot."""
+        return len(self._waits)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen and return the port, which the kernel chose when `port` is 0."""
+        loop = asyncio.get_running_loop()
+        self._server = web.Server(
+            self._handle,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=60.0,
+            max_line_size=HEAD_BYTES_MAX,
+            max_field_size=HEAD_BYTES_MAX,
+            lingering_time=0.0,
+        )
+        # A whole wave of children connects in the same moment: the default of 100 drops SYNs.
+        self._listener = await loop.create_server(self._server, host, port, backlog=1024)
+        bound: int = self._listener.sockets[0].getsockname()[1]
+        return bound
+
+    async def stop(self, deadline_s: float) -> None:
+        """Stop: listen no more, answer waiters with 503, let bodies end until the deadline."""
+        self._stopping = True
+        if self._listener is None or self._server is None:
+            return
+        self._listener.close()
+        for task in self._waits:
+            task.cancel()
+        self._server.pre_shutdown()
+        # aiohttp uses the timeout twice: for the handlers to end, and to end them.
+        await self._server.shutdown(timeout=max(deadline_s / 2, 0.01))
+        self._listener = None
+        self._server = None
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.n_requests += 1
+        headers = request.headers.getall(AUTH_HEADER, [])
+        # The raw target: what was signed, before anyone decodes or normalises it.
+        raw = request.raw_path
+        header = headers[0] if len(headers) == 1 else None
+        if not self._auth.verify(request.method, raw, header, time.time()):
+            self.n_refused_auth += 1
+            return _refusal(401, "this request was not signed with this cluster's secret", True)
+        target = parse_target(raw)
+        if target is None:
+            return _refusal(404, "no such target")
+        if request.method != "GET":
+            return _refusal(405, "GET only", True)
+        if self._stopping or len(self._connections()) > self._connections_max:
+            return self._busy(True)
+        if isinstance(target, CredentialsTarget):
+            return self._answer_credentials(target)
+        return await self._answer_piece(request, target)
+
+    def _connections(self) -> list[web.RequestHandler]:
+        return self._server.connections if self._server is not None else []
+
+    def _answer_credentials(self, target: CredentialsTarget) -> web.Response:
+        body = json.dumps({"authorization": self._source.credentials(target.blob)})
+        return web.Response(
+            text=body, content_type="application/json", headers={"Cache-Control": "no-store"}
+        )
+
+    async def _answer_piece(
+        self, request: web.BaseRequest, target: PieceTarget
+    ) -> web.StreamResponse:
+        held = self._source.locate(target.blob, target.piece) is not None
+        if not held and target.wait_s > 0:
+            held = await self._wait(target)
+            if self._stopping:
+                return self._busy(True)
+        if not held:
+            return self._not_held()
+        if not await self._slots.acquire(self._slot_wait_s):
+            return self._busy()
+        started = time.monotonic()
+        try:
+            # Located again: it may have been evicted while the request stood in line.
+            location = self._source.locate(target.blob, target.piece)
+            if location is None:
+                return self._not_held()
+            return await self._send(request, location)
+        finally:
+            self._slots.release()
+            self._body_s += (time.monotonic() - started - self._body_s) / 8
+
+    async def _wait(self, target: PieceTarget) -> bool:
+        if len(self._waits) >= _WAITS_MAX:
+            return False
+        task = asyncio.get_running_loop().create_task(
+            self._source.wait(target.blob, target.piece, target.wait_s)
+        )
+        self._waits.add(task)
+        try:
+            # The source keeps its own deadline; this one is for a source with a bug.
+            await asyncio.wait((task,), timeout=target.wait_s + 1.0)
+            return task.done() and not task.cancelled() and task.result()
+        finally:
+            self._waits.discard(task)
+            task.cancel()
+
+    async def _send(self, request: web.BaseRequest, location: PieceLocation) -> web.StreamResponse:
+        start, stop, status = 0, location.length, 200
+        headers = {
+            PIECE_DIGEST_HEADER: location.digest.hex(),
+            "Content-Type": "application/octet-stream",
+        }
+        try:
+            ranges = parse_range(request.headers.get("Range"), location.length)
+        except InputError as error:
+            return _refusal(error.status, error.message)
+        if ranges is not None and not ranges:
+            return _refusal(416, "no byte of this range is in the piece")
+        if ranges is not None and len(ranges) == 1:
+            # RFC 9110 §14.2: a server may ignore Range. Several at once are, here.
+            start, stop = ranges[0]
+            status = 206
+            headers["Content-Range"] = content_range(start, stop, location.length)
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_length = stop - start
+        fd = os.dup(location.fd)
+        try:
+            await response.prepare(request)
+            transport = request.transport
+            if transport is None:
+                raise ConnectionResetError("the connection is closed")
+            try:
+                await send_file(
+                    transport,
+                    fd,
+                    location.offset + start,
+                    stop - start,
+                    stall_s=self._stall_s,
+                    progress=self._count,
+                )
+            except (OSError, asyncio.CancelledError) as error:
+                # Part of the body may be out. Only a reset tells the child that the rest will
+                # not come, and the response must not be ended as if it had been sent.
+                self.n_cut += 1
+                transport.abort()
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                log.debug("piece_cut reason=%s", error)
+                return response
+            await response.write_eof()
+        finally:
+            os.close(fd)
+        self.n_pieces_sent += 1
+        return response
+
+    def _count(self, n_bytes: int) -> None:
+        self.bytes_sent += n_bytes
+
+    def _not_held(self) -> web.Response:
+        self.n_not_held += 1
+        return _refusal(404, "this piece is not held here")
+
+    def _busy(self, close: bool = False) -> web.Response:
+        self.n_refused_busy += 1
+        lowest, highest = _RETRY_AFTER_S
+        retry_after_s = min(max(self._body_s, lowest), highest)
+        response = _refusal(503, "no upload slot is free", close)
+        response.headers["Retry-After"] = "1"
+        response.headers[RETRY_AFTER_MS_HEADER] = str(int(retry_after_s * 1000))
+        return response
+
+
+def _refusal(status: int, message: str, close: bool = False) -> web.Response:
+    """A refusal never repeats anything of the request."""
+    response = web.json_response({"error": message}, status=status)
+    if close:
+        response.force_close()
+    return response
