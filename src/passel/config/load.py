@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from passel.config.sections import Config, Section
+from passel.config.units import size_text
 from passel.errors import ConfigError
 
 FILE_BYTES_MAX = 1024 * 1024
@@ -87,6 +88,11 @@ def parse(text: str, *, source: str = "<text>", folder: Path | None = None) -> C
 def dump(config: Config) -> str:
     """The configuration as YAML that `parse` reads back to an equal one. Holds no secrets."""
     data = config.model_dump(mode="json", exclude_none=True)
+    data = {
+        "upstreams": data.pop("upstreams"),
+        "default_upstream": data.pop("default_upstream", "none"),
+        **data,
+    }
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -283,12 +289,19 @@ def _expected(error: ErrorDetails) -> str:
         return f"expected {bounds['expected']}".replace("'", "")
     for bound, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most")):
         if bound in bounds:
-            return f"expected {words} {bounds[bound]}"
+            return f"expected {words} {_bound(bounds[bound], error['input'])}"
     if "min_length" in bounds or "max_length" in bounds:
         return "expected text of 1 to 255 characters"
     if "pattern" in bounds:
         return "expected a name of letters, digits, '.', '_' and '-', 63 at most"
     return error["msg"]
+
+
+def _bound(value: object, given: object) -> str:
+    """A bound in the words of the file: of the numbers, only sizes are given as text."""
+    if isinstance(value, int) and isinstance(given, str):
+        return size_text(value)
+    return str(value)
 
 
 def _unknown_key(way: Way) -> str:

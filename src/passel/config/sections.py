@@ -17,7 +17,6 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    PlainSerializer,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -35,6 +34,7 @@ from passel.config.units import (
     FilePath,
     Name,
     Network,
+    PositiveDuration,
     Size,
     Switch,
     host_port,
@@ -144,7 +144,7 @@ class UpstreamConfig(Section):
 class LimitsConfig(Section):
     """Bounds of the gateway."""
 
-    header_timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
+    header_timeout: PositiveDuration = timedelta(seconds=10)
     """A client must have sent its request's header by then."""
     header_bytes: Annotated[Size, Field(ge=KIB, le=1024 * KIB)] = ByteSize(64 * KIB)
     """Longest request line, and longest single header: long bearer tokens and multi-range requests
@@ -153,7 +153,7 @@ class LimitsConfig(Section):
     """Clients connected at the same time; more are told 503."""
     direct: Count = 32
     """Reads that go straight to the origin at the same time, for want of the node's peer."""
-    peer_wait: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(milliseconds=1800)
+    peer_wait: PositiveDuration = timedelta(milliseconds=1800)
     """How long the first byte of a read may take inside passel before the client is told 503, so
     that it can still go elsewhere: nydusd waits 5 s, SOCI 3 s."""
 
@@ -220,9 +220,9 @@ class SchedulerConfig(Section):
 
     shards: Count = 1
     """How many. One serves about a thousand nodes that pull at the same time."""
-    epoch: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(milliseconds=30)
+    epoch: PositiveDuration = timedelta(milliseconds=30)
     """How often a shard plans. Shorter reacts sooner and costs more processor time."""
-    lease_ttl: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
+    lease_ttl: PositiveDuration = timedelta(seconds=10)
     """A back-to-source fetcher that reports nothing for this long loses its lease."""
 
 
@@ -252,11 +252,7 @@ class Config(Section):
     upstreams: dict[Name, UpstreamConfig] = Field(default_factory=dict)
     """The closed table of registries: clients reach these and no other. The key is what clients
     call it. Left out, it is Docker Hub alone."""
-    default_upstream: Annotated[
-        Name | None,
-        BeforeValidator(_none_word),
-        PlainSerializer(lambda name: name or "none", return_type=str, when_used="json"),
-    ] = None
+    default_upstream: Annotated[Name | None, BeforeValidator(_none_word)] = None
     """The upstream of requests that name none; `none` makes that a 404. Left out, it is docker.io
     if that is an upstream, else none."""
     cluster: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\z")] | None = None
@@ -342,7 +338,9 @@ def _upstream_defaults(key: object, upstreams: dict[object, object]) -> object:
     if not isinstance(key, str) or not isinstance(given, dict):
         return given
     if key != DOCKER_HUB:
-        return {"api": f"https://{key}", **given}
+        # A key that is no name is told as such; it need not be told as a wrong API as well.
+        api = f"https://{key}" if split_authority(key) else "https://name.invalid"
+        return {"api": api, **given}
     taken = set(upstreams)
     for other in upstreams.values():
         aliases = other.get("aliases") if isinstance(other, dict) else None

@@ -117,6 +117,12 @@ def _duration(value: object) -> object:
     raise ValueError(DURATION_EXPECTED)
 
 
+def _positive(value: timedelta) -> timedelta:
+    if value == timedelta(0):
+        raise ValueError("expected more than 0 s")
+    return value
+
+
 def _address(value: str) -> str:
     host, port = host_port(value)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -181,6 +187,9 @@ Duration = Annotated[
     PlainSerializer(duration_text, return_type=str, when_used="json"),
 ]
 """A length of time, written with its unit. Zero is a value, negative numbers cannot be written."""
+
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+"""A length of time that cannot be zero."""
 
 Address = Annotated[str, AfterValidator(_address)]
 """``host:port`` to listen on; port 0 lets the kernel choose."""
