@@ -21,7 +21,7 @@ def test_without_a_file_there_is_docker_hub() -> None:
 
 
 def test_an_upstreams_api_follows_from_its_name() -> None:
-    config = Config(upstreams={"ghcr.io": {}, "registry.corp:5000": None})  # type: ignore[arg-type]
+    config = Config(upstreams={"ghcr.io": {}, "registry.corp:5000": None})
     assert config.upstreams["ghcr.io"].api == "https://ghcr.io"
     assert config.upstreams["registry.corp:5000"].api == "https://registry.corp:5000"
     assert config.default_upstream is None
