@@ -146,6 +146,10 @@ class PieceMap:
         claimed = int.from_bytes(content[_BITS_AT : layout.bits_stop], "little")
         return piece_map, claimed & ((1 << layout.n_pieces) - 1)
 
+    def moved_to(self, path: Path) -> None:
+        """The open file has another name now: for messages and for hooks of tests."""
+        self._path = str(path)
+
     def settle(self, verified: int) -> None:
         """The map says `verified`, for readers of this boot: the end of recovery."""
         self._bits[:] = verified.to_bytes(len(self._bits), "little")

@@ -228,6 +228,7 @@ class Store:
             fileio.write_at(meta.fileno(), str(new / layout.META), 0, content)
             fileio.remove_tree(folder)
             fileio.rename(new, folder)
+            piece_map.moved_to(folder / layout.MAP)
         except OSError as error:
             with suppress(OSError):
                 fileio.remove_tree(new)
