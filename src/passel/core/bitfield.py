@@ -1,8 +1,8 @@
 """Have-sets of one peer as Python integers: bit i is piece i.
 
 An integer of 4 096 bits is 548 bytes, copies and compares in well under a microsecond, is
-immutable and cannot be confused with another peer's. Arrays over many peers are packed from them for the graph
-(`pack`), which is where numpy pays.
+immutable and cannot be confused with another peer's. Arrays over many peers are packed from them
+for the graph (`pack`), which is where numpy pays.
 """
 
 from __future__ import annotations

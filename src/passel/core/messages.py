@@ -1,8 +1,8 @@
 """What peers and shards tell each other, and the events and commands of their machines.
 
 Everything is a frozen dataclass of plain values: it crosses Ray pickled, and the simulator as it
-is. Reports and messages may be lost, doubled or overtaken; each is written so that this does no harm
-(absolute states, attempt numbers, fencing tokens), and what matters is said again on a timer.
+is. Reports and messages may be lost, doubled or overtaken; each is written so that this does no
+harm (absolute states, attempt numbers, fencing tokens), and what matters is said again on a timer.
 """
 
 from __future__ import annotations
@@ -452,6 +452,14 @@ class StoreFull:
     blob: BlobId
 
 
+@dataclass(frozen=True, slots=True)
+class PieceUnsaid:
+    """The store did not take a piece that was confirmed (two fetchers wrote over each other)."""
+
+    blob: BlobId
+    piece: int
+
+
 PeerEvent = (
     ReadStarted
     | ReadEnded
@@ -471,6 +479,7 @@ PeerEvent = (
     | Promoted
     | PromotionFailed
     | StoreFull
+    | PieceUnsaid
     | SeenPublic
 )
 

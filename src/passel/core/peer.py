@@ -49,6 +49,7 @@ from passel.core.messages import (
     PieceArrived,
     PieceFailed,
     PieceHashed,
+    PieceUnsaid,
     Plan,
     Promote,
     Promoted,
@@ -155,6 +156,8 @@ class PeerMachine:
                 self._promotion_failed(blob, corrupt)
             case StoreFull(blob):
                 self._store_full(blob)
+            case PieceUnsaid(blob, piece):
+                self._unsay(blob, piece)
             case SeenPublic(ref, ttl_s):
                 self._tell(self._shard_of(ref.digest), SeenPublic(ref, ttl_s))
                 holding = self.blobs.get(ref.id)
@@ -661,6 +664,16 @@ class PeerMachine:
         holding.reads.clear()
         holding.told = None
         self._tell(holding.shard, Unwants(blob))
+
+    def _unsay(self, blob: BlobId, piece: int) -> None:
+        """The piece is not there after all: announce the blob anew, and want the piece again."""
+        holding = self.blobs[blob]
+        holding.have &= ~(1 << piece)
+        holding.promoting = False
+        holding.told = None
+        self._tell(holding.shard, Loses(holding.ref.digest, holding.ref.upstream), hurry=True)
+        self._announce(holding)
+        self._say_wants(holding)
 
     def _found(self, event: BlobFound) -> None:
         """At start: what the disk kept."""

@@ -1,8 +1,9 @@
 """Piece geometry: blob size -> piece size, piece <-> byte range.
 
 The piece is the unit of scheduling, transfer and verification. Its size follows the blob's:
-nydusd reads ranges of 4 KiB to 2 MiB, so layers up to 1 GiB get pieces of 1 MiB (a cold 4 KiB read moves no
-more than that); a 20 GiB layer gets pieces of 16 MiB, so that its have-set stays small.
+nydusd reads ranges of 4 KiB to 2 MiB, so layers up to 1 GiB get pieces of 1 MiB (a cold 4 KiB
+read moves no more than that); a 20 GiB layer gets pieces of 16 MiB, so that its have-set stays
+small.
 """
 
 from __future__ import annotations

@@ -1,0 +1,140 @@
+"""Every call to an actor, and every look-up of one. Nobody else says `.remote(` or `ray.get`.
+
+Two guarantees to callers: a call that returns was carried out; one that raises `PeerUnavailable`
+may or may not have been. All methods of our actors are idempotent, so saying it again is always
+right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from passel.actors.words import NAMESPACE, Reply, controller_name, peer_name, shard_name
+from passel.core.messages import ReportItem, ShardMessage
+from passel.errors import PeerUnavailable
+from passel.ids import BlobRef, PeerId
+
+_T = TypeVar("_T")
+
+
+async def _answer(what: str, ref: Awaitable[_T], timeout_s: float) -> _T:
+    try:
+        return await asyncio.wait_for(ref, timeout_s)
+    except (RayError, asyncio.TimeoutError) as error:
+        raise PeerUnavailable(f"{what} does not answer: {type(error).__name__}") from error
+
+
+async def _look_up(name: str) -> Any:
+    """The actor of this name. A look-up is a blocking call to Ray's control store."""
+    try:
+        return await asyncio.wait_for(
+            asyncio.to_thread(ray.get_actor, name, namespace=NAMESPACE), 5.0
+        )
+    except (ValueError, RayError, asyncio.TimeoutError) as error:
+        raise PeerUnavailable(f"there is no actor {name}") from error
+
+
+class _Handle:
+    """An actor by name; the handle outlives restarts of the actor, not its end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._actor: Any = None
+
+    async def actor(self) -> Any:
+        if self._actor is None:
+            self._actor = await _look_up(self.name)
+        return self._actor
+
+    async def ask(self, method: str, *args: object, timeout_s: float) -> Any:
+        actor = await self.actor()
+        try:
+            return await _answer(self.name, getattr(actor, method).remote(*args), timeout_s)
+        except PeerUnavailable:
+            self._actor = None
+            raise
+
+
+class ShardHandle(_Handle):
+    """One scheduler shard, as peers and the controller see it."""
+
+    def __init__(self, shard: int) -> None:
+        super().__init__(shard_name(shard))
+
+    async def report(
+        self, peer: PeerId, incarnation: int, items: tuple[ReportItem, ...], timeout_s: float
+    ) -> Reply:
+        reply: Reply = await self.ask("report", peer, incarnation, items, timeout_s=timeout_s)
+        return reply
+
+    async def stat(self, ref: BlobRef, timeout_s: float) -> tuple[int | None, float]:
+        """(size or None, seconds for which the blob counts as public)."""
+        answer: tuple[int | None, float] = await self.ask("stat", ref, timeout_s=timeout_s)
+        return answer
+
+    async def peer_gone(self, peer: PeerId, timeout_s: float) -> None:
+        await self.ask("peer_gone", peer, timeout_s=timeout_s)
+
+    async def status(self, timeout_s: float) -> dict[str, Any]:
+        answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)
+        return answer
+
+
+class PeerHandle(_Handle):
+    """One peer, as shards and the controller see it."""
+
+    def __init__(self, peer: PeerId) -> None:
+        super().__init__(peer_name(peer))
+
+    async def deliver(
+        self, shard: int, incarnation: int, messages: tuple[ShardMessage, ...], timeout_s: float
+    ) -> None:
+        await self.ask("deliver", shard, incarnation, messages, timeout_s=timeout_s)
+
+    async def status(self, timeout_s: float) -> dict[str, Any]:
+        answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)
+        return answer
+
+
+class ControllerHandle(_Handle):
+    """The controller, as peers see it."""
+
+    def __init__(self) -> None:
+        super().__init__(controller_name())
+
+    async def status(self, timeout_s: float) -> dict[str, Any]:
+        answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)
+        return answer
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """Ray's nodes that are alive: NodeID, NodeManagerAddress, Labels. A blocking call."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def own_address() -> str:
+    """The address of this node, as Ray's other nodes reach it."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def own_node() -> str:
+    """The Ray node id that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def is_second_life() -> bool:
+    """Whether Ray restarted this actor."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def end_actor(name: str) -> None:
+    """End a detached actor for good; nothing happens when there is none. A blocking call."""
+    try:
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+    except (ValueError, RayError, GetTimeoutError):
+        return

@@ -1,0 +1,405 @@
+"""The actor of a node: events into the `PeerMachine`, its commands carried out. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from passel.transport.origin import OriginClient
+from typing_extensions import assert_never
+
+from passel.actors.door import Door, ReadAnswer, Reader
+from passel.actors.duties import Duties
+from passel.actors.fetching import Fetching, read_piece
+from passel.actors.handles import ControllerHandle, own_address
+from passel.actors.keeper import GatewayKeeper, read_announcement
+from passel.actors.links import ShardLink
+from passel.actors.serving import Serving
+from passel.actors.words import PeerSpec, peer_limits
+from passel.config.load import load
+from passel.config.sections import Config
+from passel.config.units import host_port
+from passel.core import rendezvous
+from passel.core.messages import (
+    BlobFound,
+    BlobLost,
+    CancelAttempt,
+    Confirm,
+    DropPartial,
+    FetchPiece,
+    FetchSpan,
+    HashPiece,
+    OpenPartial,
+    PeerCommand,
+    PeerEvent,
+    PeerInfo,
+    PieceHashed,
+    PieceUnsaid,
+    Promote,
+    Promoted,
+    PromotionFailed,
+    ReadDone,
+    ReadEnded,
+    ReadFailed,
+    ReadPassthrough,
+    ReadProgress,
+    ReadReady,
+    ReadStarted,
+    ReadWaiting,
+    SeenPublic,
+    ShardMessage,
+    ShardSaid,
+    StoreFull,
+    Tell,
+)
+from passel.core.peer import PeerMachine
+from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreLocked
+from passel.ids import BlobId, BlobRef, Digest
+from passel.store.store import Store
+from passel.telemetry import logs
+from passel.transport.auth import ClusterAuth
+from passel.transport.piece_client import PieceClient
+from passel.transport.piece_server import PieceServer
+from passel.transport.wire import format_address
+
+log = logging.getLogger(__name__)
+
+#: A predecessor that is being ended still holds the store's lock for a moment.
+LOCK_PATIENCE_S = 10.0
+STAT_TIMEOUT_S = 1.0
+STATUS_TIMEOUT_S = 5.0
+
+
+class Peer:
+    """The peer of one node. Its disk is the truth: a restarted peer recovers from it.
+
+    All methods are idempotent; a caller that gets no answer may say the same again.
+    """
+
+    # Ray awaits the constructor of an async actor.
+    async def __init__(self, spec: PeerSpec) -> None:  # type: ignore[misc]
+        self._spec = spec
+        self._loop = asyncio.get_running_loop()
+        path = os.environ.get("PASSEL_CONFIG")
+        self._config_path = Path(path) if path else None
+        self._config: Config = load(self._config_path) if self._config_path else spec.config
+        logs.setup(self._config.logging.level)
+        self._duties = Duties(log)
+        self._store = await self._open_store()
+        self._serving = Serving(self._store)
+        self._auth = ClusterAuth(spec.secret)
+        config = self._config
+        # One thread more per download slot than can be busy: long polls must not starve bulk.
+        self._pieces = PieceClient(
+            self._auth,
+            threads=config.peer.download_slots + 4,
+            connections_per_peer=config.peer.per_parent,
+        )
+        self._origins = Origins(config, spec.cluster)
+        self._fetching = Fetching(
+            self._store, self._pieces, self._origins, self._duties, self._step
+        )
+        self._server = PieceServer(self._serving, self._auth, config.peer.upload_slots)
+        info = await self._listen()
+        self._machine = PeerMachine(info, peer_limits(config), spec.config.scheduler.shards)
+        self._links = [
+            ShardLink(shard, spec.peer, info.incarnation, self._step)
+            for shard in range(spec.config.scheduler.shards)
+        ]
+        self._readers: dict[int, Reader] = {}
+        self._next_read = 1
+        self._timer: asyncio.TimerHandle | None = None
+        self._controller = ControllerHandle()
+        await self._begin()
+
+    def __repr__(self) -> str:
+        place = self._spec.place
+        return (
+            f"{type(self).__name__}({place.node} in {place.zone}: {len(self._machine.blobs)} blobs)"
+        )
+
+    # --- start ----------------------------------------------------------------------------------
+
+    async def _open_store(self) -> Store:
+        store = self._config.store
+        deadline = self._loop.time() + LOCK_PATIENCE_S
+        while True:
+            try:
+                return await asyncio.to_thread(
+                    Store.open, store.path, int(store.capacity), int(store.reserve)
+                )
+            except StoreLocked:
+                if self._loop.time() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+
+    async def _listen(self) -> PeerInfo:
+        host, port = host_port(self._config.peer.listen)
+        bound = await self._server.start(host, port)
+        if host in ("0.0.0.0", "::"):
+            host = own_address()
+        spec, place = self._spec, self._spec.place
+        return PeerInfo(
+            spec.peer,
+            place.node,
+            place.zone,
+            spec.role,
+            format_address(host, bound),
+            time.time_ns() // 1_000_000,
+            self._config.peer.upload_slots,
+            self._config.peer.download_slots,
+            place.rack,
+            place.region,
+        )
+
+    async def _begin(self) -> None:
+        partials = await asyncio.to_thread(self._store.recover)
+        self._perform(self._machine.start())
+        for digest in self._store.completes():
+            self._say_complete(digest)
+        for partial in partials:
+            self._serving.know(partial.key)
+            digests = b"".join(
+                partial.piece_digest(piece) or bytes(32) for piece in range(partial.n_pieces)
+            )
+            self._step(
+                BlobFound(
+                    partial.key.digest,
+                    partial.key.upstream,
+                    partial.size,
+                    partial.piece_size,
+                    partial.have,
+                    digests,
+                )
+            )
+        for link in self._links:
+            self._duties.start(link.run())
+        self._door = Door(self, self._config.store.path / "peer.sock")
+        await self._door.open()
+        keeper = GatewayKeeper(self._config, self._config_path, self._spec.place.node)
+        self._duties.start(keeper.run())
+        log.info(
+            "peer_started node=%s zone=%s role=%s address=%s complete=%d partial=%d",
+            self._spec.place.node,
+            self._spec.place.zone,
+            self._spec.role.value,
+            self._machine.info.address,
+            len(self._machine.complete),
+            len(partials),
+        )
+
+    def _say_complete(self, digest: Digest) -> None:
+        blob = self._store.complete(digest)
+        if blob is not None:
+            have = (1 << blob.n_pieces) - 1
+            digests = b"".join(blob.piece_digests)
+            self._step(BlobFound(digest, None, blob.size, blob.piece_size, have, digests))
+
+    # --- called by other actors -----------------------------------------------------------------
+
+    async def deliver(
+        self, shard: int, incarnation: int, messages: tuple[ShardMessage, ...]
+    ) -> None:
+        """A shard says something. Idempotent: messages are absolute, or carry attempt tokens."""
+        if self._links[shard].heard(incarnation):
+            for message in messages:
+                self._step(ShardSaid(message))
+
+    async def status(self) -> dict[str, Any]:
+        """Facts for `passel status`."""
+        fetching, server = self._fetching, self._server
+        announced = read_announcement(self._store.path) or {}
+        return {
+            **self.health(),
+            "gateway": announced.get("gateway"),
+            "health": announced.get("health"),
+            "gateway_pid": announced.get("pid"),
+            "store": str(self._store.path),
+            "bytes": dict(fetching.bytes_from),
+            "cross_zone_bytes": fetching.cross_zone_bytes,
+            "uploaded_bytes": server.bytes_sent,
+            "origin_requests": fetching.n_origin_requests,
+            "complete": len(self._machine.complete),
+            "blobs": len(self._machine.blobs),
+            "used_bytes": self._store.used_bytes(),
+            "calls": sum(link.n_calls for link in self._links),
+        }
+
+    # --- called by the door ---------------------------------------------------------------------
+
+    def begin_read(
+        self, ref: BlobRef, start: int, stop: int | None, authorization: str | None
+    ) -> tuple[int, Reader]:
+        number, reader = self._next_read, Reader()
+        self._next_read += 1
+        self._readers[number] = reader
+        self._serving.know(ref.key)
+        if authorization is not None:
+            self._serving.keep_credentials(ref.id, authorization)
+        self._step(ReadStarted(number, ref, start, stop, authorization is not None))
+        return number, reader
+
+    def end_read(self, read: int) -> None:
+        if self._readers.pop(read, None) is not None:
+            self._step(ReadEnded(read))
+
+    async def stat(self, ref: BlobRef) -> tuple[int | None, float]:
+        shard = rendezvous.shard_of(str(ref.digest), len(self._links))
+        return await self._links[shard].handle.stat(ref, STAT_TIMEOUT_S)
+
+    def seen_public(self, ref: BlobRef, ttl_s: float) -> None:
+        self._step(SeenPublic(ref, ttl_s))
+
+    def health(self) -> dict[str, Any]:
+        place = self._spec.place
+        return {
+            "peer": self._spec.peer,
+            "node": place.node,
+            "zone": place.zone,
+            "role": self._spec.role.value,
+            "pid": os.getpid(),
+            "raylet": os.getppid(),
+            "address": self._machine.info.address,
+        }
+
+    async def cluster_status(self) -> dict[str, Any]:
+        return await self._controller.status(STATUS_TIMEOUT_S)
+
+    # --- the machine ----------------------------------------------------------------------------
+
+    def _step(self, event: PeerEvent) -> None:
+        # Synchronous on purpose: no other code of this actor runs between the event and its
+        # commands, so the machine needs no lock.
+        self._perform(self._machine.handle(event, self._loop.time()))
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._perform(self._machine.handle_timer(self._loop.time()))
+
+    def _later(self, event: PeerEvent) -> None:
+        """An event that came up while commands are being carried out: after them."""
+        self._loop.call_soon(self._step, event)
+
+    def _perform(self, commands: list[PeerCommand]) -> None:
+        for command in commands:
+            self._carry_out(command)
+        at = self._machine.next_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _carry_out(self, command: PeerCommand) -> None:
+        match command:
+            case Tell(shard, item, hurry):
+                self._links[shard].tell(item, hurry)
+            case FetchPiece():
+                self._fetching.piece(command)
+            case FetchSpan():
+                self._fetching.span(command)
+            case CancelAttempt(attempt):
+                self._fetching.cancel(attempt)
+            case Confirm(blob, piece, digest):
+                self._confirm(blob, piece, digest)
+            case OpenPartial():
+                self._open_partial(command)
+            case HashPiece(blob, piece):
+                self._duties.start(self._hash_piece(blob, piece))
+            case Promote(blob):
+                self._duties.start(self._promote(blob))
+            case DropPartial(blob):
+                self._store.discard(blob)
+            case (
+                ReadReady()
+                | ReadProgress()
+                | ReadWaiting()
+                | ReadDone()
+                | ReadFailed()
+                | ReadPassthrough()
+            ):
+                self._answer(command)
+            case _:
+                assert_never(command)
+
+    def _answer(self, answer: ReadAnswer) -> None:
+        reader = self._readers.get(answer.read)
+        if reader is not None:
+            reader.put(answer)
+
+    def _open_partial(self, command: OpenPartial) -> None:
+        self._serving.know(command.key)
+        try:
+            self._store.create(command.key, command.size, command.piece_size)
+        except NoSpace as error:
+            log.warning("store_full blob=%s why=%s; reads pass through", command.key.digest, error)
+            self._later(StoreFull(command.key.id))
+        except StoreError as error:
+            log.error("store_failed blob=%s why=%s", command.key.digest, error)
+            self._later(StoreFull(command.key.id))
+
+    def _confirm(self, blob: BlobId, piece: int, digest: bytes) -> None:
+        partial = self._store.partial(blob)
+        if partial is None:
+            return
+        try:
+            partial.confirm(piece, digest)
+        except PasselError as error:
+            log.warning("piece_unsaid blob=%s piece=%d why=%s", blob, piece, error)
+            self._later(PieceUnsaid(blob, piece))
+            return
+        self._serving.arrived(blob, piece)
+
+    async def _hash_piece(self, blob: BlobId, piece: int) -> None:
+        partial = self._store.partial(blob)
+        if partial is not None:
+            digest = await asyncio.to_thread(read_piece, partial, piece)
+            self._step(PieceHashed(blob, piece, digest))
+
+    async def _promote(self, blob: BlobId) -> None:
+        partial = self._store.partial(blob)
+        if partial is None:
+            self._step(PromotionFailed(blob, corrupt=False))
+            return
+        try:
+            complete = await asyncio.to_thread(partial.promote)
+        except ContentError as error:
+            log.error("blob_corrupt blob=%s what=%s", blob, error)
+            self._step(PromotionFailed(blob, corrupt=True))
+            return
+        except PasselError as error:
+            log.error("blob_not_promoted blob=%s why=%s", blob, error)
+            self._step(PromotionFailed(blob, corrupt=False))
+            return
+        self._serving.drop_credentials(blob)
+        log.info("blob_complete digest=%s bytes=%d", complete.digest, complete.size)
+        self._step(Promoted(blob, b"".join(complete.piece_digests)))
+
+    async def remove(self, digest: str) -> bool:
+        """Throw a complete blob away. Idempotent."""
+        parsed = Digest.parse(digest)
+        self._serving.forget(parsed)
+        is_gone = await asyncio.to_thread(self._store.remove, parsed)
+        self._step(BlobLost(parsed))
+        return is_gone
+
+
+class Origins:
+    """The origin clients of one process, made at first use: the table of upstreams is closed."""
+
+    def __init__(self, config: Config, cluster: str) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._clients: dict[str, OriginClient] = {}
+
+    def of(self, upstream: str) -> OriginClient:
+        client = self._clients.get(upstream)
+        if client is None:
+            section = self._config.upstreams[upstream]
+            client = OriginClient(upstream, section, cluster=self._cluster)
+            self._clients[upstream] = client
+        return client

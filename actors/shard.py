@@ -1,0 +1,144 @@
+"""The actor around one `ShardMachine`: reports in, messages out, one timer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from passel.actors.duties import Duties
+from passel.actors.handles import PeerHandle, is_second_life
+from passel.actors.words import Reply, shard_limits
+from passel.config.sections import Config
+from passel.core.messages import Deliver, PeerGone, Reported, ReportItem, ShardEvent, ShardMessage
+from passel.core.shard import ShardMachine
+from passel.errors import PeerUnavailable
+from passel.ids import BlobRef, PeerId
+from passel.telemetry import logs
+
+log = logging.getLogger(__name__)
+
+#: A restarted shard waits this long for announcements before it sends anybody to the origin.
+QUIET_S = 1.5
+DELIVER_TIMEOUT_S = 5.0
+#: Reports per second that a shard lets its peers send when nothing happens.
+HEARTBEATS_PER_S = 500.0
+
+
+class Shard:
+    """A scheduler shard. All state is soft: peers say it again when `incarnation` changes."""
+
+    # Ray awaits the constructor of an async actor.
+    async def __init__(self, shard: int, config: Config) -> None:  # type: ignore[misc]
+        logs.setup(config.logging.level)
+        self._shard = shard
+        self._loop = asyncio.get_running_loop()
+        self._incarnation = time.time_ns() // 1_000_000
+        now = self._loop.time()
+        seed = int.from_bytes(os.urandom(8), "big")
+        is_restart = is_second_life()
+        self._machine = ShardMachine(
+            shard_limits(config),
+            self._incarnation,
+            np.random.default_rng(seed),
+            now + QUIET_S if is_restart else 0.0,
+        )
+        self._peers: dict[PeerId, PeerHandle] = {}
+        self._pending: dict[PeerId, list[ShardMessage]] = {}
+        self._senders: set[PeerId] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._duties = Duties(log)
+        self.n_reports = 0
+        self.n_delivers = 0
+        log.info("shard_started shard=%d incarnation=%d seed=%d", shard, self._incarnation, seed)
+
+    def __repr__(self) -> str:
+        machine = self._machine
+        return f"Shard({self._shard}: {len(machine.swarms)} blobs, {len(machine.peers)} peers)"
+
+    async def report(self, peer: PeerId, incarnation: int, items: tuple[ReportItem, ...]) -> Reply:
+        """Take in what a peer says; what is for that peer comes back at once. Idempotent."""
+        self.n_reports += 1
+        mine = self._step(Reported(peer, incarnation, items), peer)
+        heartbeat_s = max(1.0, len(self._machine.peers) / HEARTBEATS_PER_S)
+        return Reply(self._incarnation, tuple(mine), heartbeat_s)
+
+    async def peer_gone(self, peer: PeerId) -> None:
+        """The controller says that a peer's node is gone. Idempotent."""
+        self._step(PeerGone(peer))
+
+    async def stat(self, ref: BlobRef) -> tuple[int | None, float]:
+        """(size or None, seconds for which the blob counts as public)."""
+        return self._machine.stat(ref, self._loop.time())
+
+    async def status(self) -> dict[str, Any]:
+        """Facts for `passel status`."""
+        machine = self._machine
+        return {
+            "shard": self._shard,
+            "pid": os.getpid(),
+            "blobs": len(machine.swarms),
+            "peers": len(machine.peers),
+            "epochs": machine.n_epochs,
+            "edges": machine.n_edges,
+            "leases": machine.n_leases,
+            "reports": self.n_reports,
+            "delivers": self.n_delivers,
+        }
+
+    def _step(self, event: ShardEvent, caller: PeerId | None = None) -> list[ShardMessage]:
+        # Synchronous on purpose: nothing else of this actor runs between event and messages.
+        out = self._machine.handle(event, self._loop.time())
+        self._rearm()
+        return self._send(out, caller)
+
+    def _send(self, out: list[Deliver], caller: PeerId | None) -> list[ShardMessage]:
+        mine: list[ShardMessage] = []
+        for deliver in out:
+            if deliver.peer == caller:
+                mine.append(deliver.message)
+                continue
+            self._pending.setdefault(deliver.peer, []).append(deliver.message)
+            if deliver.peer not in self._senders:
+                self._senders.add(deliver.peer)
+                self._duties.start(self._sender(deliver.peer))
+        return mine
+
+    async def _sender(self, peer: PeerId) -> None:
+        """Send what is pending for one peer, one call at a time, then end."""
+        try:
+            handle = self._peers.setdefault(peer, PeerHandle(peer))
+            while messages := self._pending.pop(peer, None):
+                self.n_delivers += 1
+                await handle.deliver(
+                    self._shard, self._incarnation, tuple(messages), DELIVER_TIMEOUT_S
+                )
+        except PeerUnavailable:
+            # It died or restarts: its next life says hello. What it was to get is planned anew.
+            known = self._machine.peers.get(peer)
+            self._pending.pop(peer, None)
+            if known is not None:
+                log.info("peer_lost peer=%s node=%s", peer, known.node)
+                self._step(PeerGone(peer, known.incarnation))
+        finally:
+            self._senders.discard(peer)
+
+    def _rearm(self) -> None:
+        at = self._machine.next_timer()
+        if self._timer is not None:
+            if at is not None and self._timer.when() <= at and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        out = self._machine.handle_timer(self._loop.time())
+        self._rearm()
+        self._send(out, None)
