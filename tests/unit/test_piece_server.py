@@ -169,7 +169,7 @@ async def test_client_that_stops_reading_is_cut(tmp_path: Path) -> None:
     source.close()
 
 
-async def test_file_shorter_than_said_ends_in_a_reset(source: FakeSource) -> None:
+async def test_file_shorter_than_said(source: FakeSource) -> None:
     """Never a short body that ends cleanly."""
     os.ftruncate(source.fd, 5 * PIECE + 100)
     async with serving(source) as at, asking(at, piece_path(BLOB, 5)) as response:
@@ -235,6 +235,19 @@ async def test_stop_answers_waiters_and_lets_bodies_end(tmp_path: Path) -> None:
         with pytest.raises(aiohttp.ClientConnectionError):
             await _status(at, piece_path(BLOB, 0))
     source.close()
+
+
+async def test_connections_are_bounded(source: FakeSource) -> None:
+    """Strangers who only connect take no more than the bound, and free it when they leave."""
+    async with serving(source, connections_max=2) as at:
+        streams = [await asyncio.open_connection(at.host, at.port) for _ in range(3)]
+        assert await streams[2][0].read(1) == b""
+        assert at.server.n_refused_busy == 1
+        for _, writer in streams:
+            writer.transport.abort()
+        assert at.server._server is not None
+        await until(lambda: not at.server._server.connections)  # type: ignore[union-attr]
+        assert await _status(at, piece_path(BLOB, 0)) == 200
 
 
 async def test_stop_has_a_deadline(tmp_path: Path) -> None:

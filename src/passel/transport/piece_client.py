@@ -48,7 +48,7 @@ _GRACE_S: Final = 0.1
 
 
 class PieceClient:
-    """Fetches pieces on at most `threads` threads.
+    """Fetches pieces on at most `threads` threads. Close it: the interpreter waits for its threads.
 
     `fetch` and `credentials` belong to event loops (any number of them); the plain counters are
     for telemetry and are exact to within the races of ``+=`` between threads.

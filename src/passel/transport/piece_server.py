@@ -76,6 +76,14 @@ class PieceSource(Protocol):
         ...
 
 
+class _Refusal(asyncio.Protocol):
+    """One connection too many: there is not even an answer, which would have to be buffered."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
 class PieceServer:
     """Serves pieces to authenticated peers, at most `slots` bodies at once.
 
@@ -125,7 +133,7 @@ class PieceServer:
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port, which the kernel chose when `port` is 0."""
         loop = asyncio.get_running_loop()
-        self._server = web.Server(
+        server = web.Server(
             self._handle,
             handler_cancellation=True,
             access_log=None,
@@ -134,8 +142,16 @@ class PieceServer:
             max_field_size=HEAD_BYTES_MAX,
             lingering_time=0.0,
         )
+
+        def connection() -> asyncio.BaseProtocol:
+            if len(server.connections) >= self._connections_max:
+                self.n_refused_busy += 1
+                return _Refusal()
+            return server()
+
         # A whole wave of children connects in the same moment: the default of 100 drops SYNs.
-        self._listener = await loop.create_server(self._server, host, port, backlog=1024)
+        self._listener = await loop.create_server(connection, host, port, backlog=1024)
+        self._server = server
         bound: int = self._listener.sockets[0].getsockname()[1]
         return bound
 
@@ -167,14 +183,11 @@ class PieceServer:
             return _refusal(404, "no such target")
         if request.method != "GET":
             return _refusal(405, "GET only", True)
-        if self._stopping or len(self._connections()) > self._connections_max:
+        if self._stopping:
             return self._busy(True)
         if isinstance(target, CredentialsTarget):
             return self._answer_credentials(target)
         return await self._answer_piece(request, target)
-
-    def _connections(self) -> list[web.RequestHandler]:
-        return self._server.connections if self._server is not None else []
 
     def _answer_credentials(self, target: CredentialsTarget) -> web.Response:
         body = json.dumps({"authorization": self._source.credentials(target.blob)})
@@ -255,8 +268,8 @@ class PieceServer:
                     progress=self._count,
                 )
             except (OSError, asyncio.CancelledError) as error:
-                # Part of the body may be out. Only a reset tells the child that the rest will
-                # not come, and the response must not be ended as if it had been sent.
+                # Part of the body may be out. Only the end of the connection tells the child that
+                # the rest will not come: another answer on it would be taken for body.
                 self.n_cut += 1
                 transport.abort()
                 if isinstance(error, asyncio.CancelledError):
