@@ -1,8 +1,8 @@
 """A life of a store, step by step, for the crash tests: in this process, or as a program.
 
-As a program: ``store_child.py STORE STEP`` runs :func:`live` and kills itself with SIGKILL before
-the STEP-th change to the disk. What it prints, unbuffered, is what it was told is done: ``begin``
-before and ``done`` after each call to the store.
+As a program it reads lines ``STORE STEP``, and for each starts a process that runs :func:`live` and
+kills itself with SIGKILL before the STEP-th change to the disk. What that one prints, unbuffered,
+is what it was told is done: ``begin`` before and ``done`` after each call to the store.
 """
 
 from __future__ import annotations
@@ -106,8 +106,7 @@ def live(root: Path, note: Note) -> Store:
     return store
 
 
-def main() -> None:
-    root, step = Path(sys.argv[1]), int(sys.argv[2])
+def run(root: Path, step: int) -> None:
     left = step
 
     def kill(operation: str, path: str, offset: int, length: int) -> None:
@@ -121,7 +120,18 @@ def main() -> None:
 
     with fileio.hooked(kill):
         live(root, note)
-    os.write(1, b"done all 0\n")
+
+
+def main() -> None:
+    """One process per line of standard input; forked, for an interpreter takes long to start."""
+    for line in sys.stdin:
+        root, step = line.split()
+        pid = os.fork()
+        if not pid:
+            run(Path(root), int(step))
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        os.write(1, f"end exit {os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 if __name__ == "__main__":

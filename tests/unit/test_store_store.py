@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -21,6 +22,7 @@ from passel.errors import (
     DigestMismatch,
     LengthMismatch,
     NoSpace,
+    StoreError,
 )
 from passel.store import (
     BlobRetired,
@@ -170,6 +172,23 @@ def test_discard(store: Store, reader: StoreReader, root: Path) -> None:
     anew = reader.view(key)
     assert anew is not None
     assert anew.verified_to(0) == 1000
+
+
+@pytest.mark.parametrize("operation", ["write", "rename", "unlink", "rmdir"])
+def test_a_discard_that_fails_leaves_no_zombie(store: Store, operation: str) -> None:
+    data = content("a", 2500)
+    blob = store.create(key_of(data), 2500, PIECE)
+
+    def fail(step: str, path: str, offset: int, length: int) -> None:
+        if step == operation:
+            raise OSError(errno.EIO, "broken")
+
+    with fileio.hooked(fail), pytest.raises(StoreError):
+        store.discard(blob.key.id)
+    with pytest.raises(BlobRetired):
+        blob.write(0, b"x")
+    assert store.used_bytes() == 0
+    put(store, data)
 
 
 def test_another_size_is_refused_another_piece_size_is_not(store: Store) -> None:

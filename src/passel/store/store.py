@@ -258,7 +258,14 @@ class Store:
 
     def _destroy(self, blob: PartialBlob) -> None:
         """Its `fate` is held."""
-        if blob.retire(MapState.DEAD):
+        try:
+            is_ours = blob.retire(MapState.DEAD)
+        except OSError:
+            # The mark could not be written. Out of the store with it all the same, and loudly:
+            # readers that have it open go on believing what was verified.
+            self._take_away(blob)
+            raise
+        if is_ours:
             self._take_away(blob)
 
     def _take_away(self, blob: PartialBlob) -> None:
@@ -334,14 +341,17 @@ class Store:
         with self._lock:
             now_ns = self._table.now_ns()
             self._table.add(digest, blob.size, now_ns, complete)
-            self._partials.pop(blob.key.id, None)
-        try:
-            blobs.touch(blob.fileno(), now_ns)
-            blob.finish(complete)
-            self._take_away(blob)
-        except OSError as error:
-            # The blob is complete, and the next start removes what is left of the partial one.
-            log.warning("partial_left blob=%s error=%s", digest, error)
+        last_steps: list[Callable[[], None]] = [
+            lambda: blobs.touch(blob.fileno(), now_ns),
+            lambda: blob.finish(complete),
+            lambda: self._take_away(blob),
+        ]
+        for step in last_steps:
+            try:
+                step()
+            except OSError as error:
+                # The blob is complete, and the next start removes what is left of the partial one.
+                log.warning("partial_left blob=%s error=%s", digest, error)
         return complete
 
     # -- complete blobs
@@ -413,7 +423,10 @@ class Store:
     # -- room
 
     def used_bytes(self) -> int:
-        """Bytes of complete blobs, plus the whole size of each partial one."""
+        """Bytes of complete blobs, plus the whole size of each partial one.
+
+        While a blob is being promoted it may count twice.
+        """
         with self._lock:
             return self._table.bytes + sum(blob.size for blob in self._partials.values())
 
