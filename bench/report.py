@@ -80,8 +80,14 @@ def cpu_s() -> float:
 
 
 def rss_peak_bytes() -> int:
-    """The most memory that this process ever had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this program ever had resident; 0 where the kernel does not say.
+
+    Not ``ru_maxrss``: that one counts what the process was before it became this program.
+    """
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def samples(measure: Callable[[], float], repetitions: int) -> list[float]:
