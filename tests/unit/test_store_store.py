@@ -491,7 +491,9 @@ def test_a_reader_in_another_process(store: Store, root: Path) -> None:
 # -- room
 
 
-def test_eviction_takes_the_least_recently_used(store: Store, reader: StoreReader) -> None:
+def test_eviction_takes_the_least_recently_used(
+    store: Store, reader: StoreReader, root: Path
+) -> None:
     data = [content(f"{n}", 20_000) for n in range(5)]
     keys = [key_of(each) for each in data]
     for each in data:
@@ -500,8 +502,10 @@ def test_eviction_takes_the_least_recently_used(store: Store, reader: StoreReade
     store.complete(keys[0].digest)
     # The gateway's reads count as uses too; its clock is the real one and far ahead of ours.
     assert reader.view(keys[1]) is not None
+    n_files = len(tree(root))
     assert store.evict(30_000, keep_none) == [keys[2].digest, keys[3].digest]
     assert store.used_bytes() == 60_000
+    assert len(tree(root)) == n_files - 4
     assert store.complete(keys[2].digest) is None
     seed = {keys[4].digest}
     assert store.evict(100_000, seed.__contains__) == [keys[0].digest, keys[1].digest]
