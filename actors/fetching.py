@@ -37,6 +37,7 @@ from passel.errors import (
     OriginTimeout,
     PasselError,
     PeerBusy,
+    PeerUnavailable,
     TransientError,
 )
 from passel.store.partial import PartialBlob
@@ -249,9 +250,12 @@ def _piece_failed(command: FetchPiece, error: PasselError) -> PieceFailed:
             return PieceFailed(command.attempt, Trouble.MISSING)
         case ContentError():
             return PieceFailed(command.attempt, Trouble.CORRUPT)
-        case TransientError():
+        case PeerUnavailable():
             log.info("piece_failed piece=%d parent=%s why=%s", command.piece, command.parent, error)
             return PieceFailed(command.attempt, Trouble.DEAD)
+        case TransientError():
+            # Too much to do on this side: no parent is to blame.
+            return PieceFailed(command.attempt, Trouble.BUSY, 0.1)
         case _:
             log.warning("piece_not_written blob=%s why=%s", command.blob, error)
             return PieceFailed(command.attempt, Trouble.BUSY, 1.0)

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine for tests: nodes with labels, folders and configurations of their own."""
+"""A Ray cluster on this machine for tests: nodes with labels, folders and configurations."""
 
 from __future__ import annotations
 

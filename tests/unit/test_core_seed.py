@@ -1,0 +1,112 @@
+"""Which bytes a lease-holder asks the origin for, in which order."""
+
+from __future__ import annotations
+
+from swarm_world import a_ref
+
+from passel.core import bitfield
+from passel.core.messages import (
+    Demand,
+    FetchSpan,
+    Lease,
+    LeaseFailed,
+    LeaseOpened,
+    PeerLimits,
+    Refusal,
+    Tell,
+)
+from passel.core.pieces import MIB, Geometry
+from passel.core.seed import SeedMachine
+
+REF = a_ref()
+
+
+def spans(commands: list[object]) -> list[tuple[int, int]]:
+    return [(c.start, c.stop) for c in commands if isinstance(c, FetchSpan)]
+
+
+def leased(size: int, todo: int | None = None, **limits: int) -> SeedMachine:
+    seed = SeedMachine(PeerLimits(**limits))
+    geometry = Geometry.of(size)
+    todo = geometry.all_pieces if todo is None else todo
+    seed.lease(Lease(REF, 7, todo, (), None, 10.0), 0, geometry, 0, 0.0)
+    return seed
+
+
+def test_first_request_of_unknown_size_is_one_piece_around_the_wanted_byte() -> None:
+    seed = SeedMachine(PeerLimits())
+    urgent = ((5 * MIB + 77, 5 * MIB + 99),)
+    seed.lease(Lease(REF, 1, None, urgent, None, 10.0), 0, None, 0, 0.0)
+    commands, next_attempt = seed.pump(0.0, 1)
+    assert spans(commands) == [(5 * MIB, 6 * MIB)]
+    assert seed.pump(0.0, next_attempt)[0] == [], "one question until the size is known"
+    told = seed.opened(1, 40 * MIB, True, 0.1)
+    assert told == [Tell(0, LeaseOpened(REF.id, 1, 40 * MIB, True), hurry=True)]
+    seed.check_invariants()
+
+
+def test_bulk_leaves_a_slot_for_clients_and_never_asks_twice() -> None:
+    seed = leased(100 * MIB)
+    commands, n = seed.pump(0.0, 1)
+    assert spans(commands) == [(0, 4 * MIB), (4 * MIB, 8 * MIB)]
+    seed.demand(Demand(REF.id, 7, ((50 * MIB, 50 * MIB + 1),)))
+    commands, n = seed.pump(0.0, n)
+    assert spans(commands) == [(50 * MIB, 54 * MIB)]
+    seed.demand(Demand(REF.id, 7, ((51 * MIB, 51 * MIB + 1),)))
+    assert seed.pump(0.0, n)[0] == [], "it is on its way already"
+    seed.check_invariants()
+
+
+def test_spans_follow_the_measured_rate() -> None:
+    seed = leased(400 * MIB)
+    _, n = seed.pump(0.0, 1)
+    seed.ended(1, None, 0.04)  # 4 MiB in 40 ms: 100 MiB/s, a quarter of a second is 25 MiB
+    seed.works[REF.id].todo &= ~bitfield.of_range(0, 4)
+    commands, _ = seed.pump(0.04, n)
+    assert spans(commands) == [(8 * MIB, 33 * MIB)]
+
+
+def test_fenced_off_after_its_time_without_a_word_of_the_shard() -> None:
+    seed = leased(100 * MIB)
+    assert seed.pump(11.0, 1)[0] == []
+    seed.heard(0, 11.0)
+    assert spans(seed.pump(11.0, 1)[0])
+
+
+def test_a_newer_token_ends_the_older_lease() -> None:
+    seed = leased(10 * MIB)
+    seed.pump(0.0, 1)
+    geometry = Geometry.of(10 * MIB)
+    out = seed.lease(Lease(REF, 8, 1, (), None, 10.0), 0, geometry, 0, 0.0)
+    assert len(out) == 2, "both spans are cancelled"
+    assert seed.works[REF.id].token == 8
+    assert seed.lease(Lease(REF, 7, 2, (), None, 10.0), 0, geometry, 0, 0.0) == []
+    assert seed.works[REF.id].todo == 1, "the late word of the older one changes nothing"
+
+
+def test_parts_of_a_huge_piece_are_filled_up_without_overlap() -> None:
+    size = 5000 * MIB  # pieces of 8 MiB
+    seed = SeedMachine(PeerLimits())
+    seed.lease(Lease(REF, 1, None, ((3 * MIB, 3 * MIB + 9),), None, 10.0), 0, None, 0, 0.0)
+    commands, n = seed.pump(0.0, 1)
+    assert spans(commands) == [(3 * MIB, 4 * MIB)]
+    seed.opened(1, size, True, 0.0)
+    assert seed.got_part(1, 3 * MIB, 4 * MIB) == []
+    seed.ended(1, None, 0.01)
+    commands, n = seed.pump(0.01, n)
+    assert spans(commands)[0] == (0, 3 * MIB)
+    seed.got_part(2, 0, 3 * MIB)
+    seed.ended(2, None, 0.02)
+    commands, n = seed.pump(0.02, n)
+    assert spans(commands)[0][0] == 4 * MIB
+    seed.check_invariants()
+
+
+def test_a_refusal_gives_the_lease_back() -> None:
+    seed = leased(10 * MIB)
+    seed.pump(0.0, 1)
+    refusal = Refusal(404, "BLOB_UNKNOWN", "no")
+    out = seed.ended(1, refusal, 0.1)
+    assert out[-1] == Tell(0, LeaseFailed(REF.id, 7, refusal), hurry=True)
+    assert not seed.works
+    seed.check_invariants()
