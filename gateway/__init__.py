@@ -1,0 +1,1 @@
+"""The registry mirror of a node: an aiohttp process of its own, without Ray."""

@@ -1,0 +1,261 @@
+"""The gateway as a process: listeners up, a note of where they are, down without breaking answers.
+
+It needs nothing but its configuration to start: no peer, no store, no origin. The note
+(``gateway.json`` beside the store) names the ports that the kernel chose; a gateway that is started
+again tries those first, because clients keep the address that they were configured with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import json
+import logging
+import os
+import random
+import resource
+import secrets
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passel.transport.origin import OriginClient
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+from passel.config import host_port
+from passel.errors import PasselError
+from passel.gateway.connection import Server
+from passel.gateway.context import Context
+from passel.gateway.manifestcache import ManifestCache
+from passel.gateway.routes import Routes, Services
+from passel.store import fileio
+
+if TYPE_CHECKING:
+    from passel.config import Config
+
+log = logging.getLogger(__name__)
+
+#: Longer than clients keep idle connections (Go 30 to 90 s, reqwest 90 s): who closes first loses
+#: a race.
+IDLE_S = 120.0
+#: A client that takes no byte for this long is gone.
+STALL_S = 60.0
+SWEEP_S = 1.0
+#: How long running answers may go on after SIGTERM.
+GRACE_S = 5.0
+BACKLOG = 1024
+
+
+class ListenError(PasselError):
+    """An address cannot be listened on; the message is one sentence for the user."""
+
+
+class Gateway:
+    """All listeners of one node. `start` it, `stop` it, once each."""
+
+    def __init__(self, config: Config, *, node: str | None = None) -> None:
+        self._config = config
+        self._node = node
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        cluster = config.cluster or f"passel-{secrets.token_hex(4)}"
+        self.context = Context(
+            config, registry, lambda key: self._make_origin(key, cluster), cluster=cluster
+        )
+        cache = ManifestCache(config.store.path.parent / "manifests")
+        self._services = Services(self.context, cache)
+        self._listeners: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self.note: dict[str, Any] = {}
+
+    def _make_origin(self, key: str, cluster: str) -> OriginClient:
+        rng = random.Random(secrets.randbits(64))
+        return OriginClient(key, self._config.upstreams[key], cluster=cluster, rng=rng)
+
+    @property
+    def note_path(self) -> Path:
+        """Where the note about the listeners is written."""
+        return self._config.store.path.parent / "gateway.json"
+
+    async def start(self) -> None:
+        """Listen everywhere and write the note, or listen nowhere and raise ListenError."""
+        settings = self._config.gateway
+        before = self._ports_before()
+        wanted: list[tuple[str, str, str | None]] = [
+            *(("listen", address, None) for address in settings.listen),
+            *(("dedicated", address, upstream) for address, upstream in settings.dedicated.items()),
+            *(("health", address, None) for address in settings.health),
+        ]
+        sockets: list[socket.socket] = []
+        try:
+            for kind, address, _ in wanted:
+                sockets.append(_bind(address, before.get(f"{kind} {address}")))
+        except ListenError:
+            for each in sockets:
+                each.close()
+            raise
+        bound: dict[str, str] = {}
+        for (kind, address, upstream), sock in zip(wanted, sockets, strict=True):
+            bound[f"{kind} {address}"] = _address_of(sock)
+            await self._listen(sock, upstream)
+        self.context.addresses = list(bound.values())
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        self._write_note(bound)
+
+    async def _listen(self, sock: socket.socket, upstream: str | None) -> None:
+        limits = self._config.gateway.limits
+        server = Server(
+            Routes(self._services, upstream),
+            header_bytes=int(limits.header_bytes),
+            is_full=lambda: self.context.n_connections() > limits.connections,
+        )
+        self.context.servers.append(server)
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_server(server, sock=sock, backlog=BACKLOG))
+
+    def _ports_before(self) -> dict[str, int]:
+        """The ports of this node's last gateway, where the configuration leaves the choice open."""
+        try:
+            note = json.loads(fileio.read_small(self.note_path, 64 * 1024))
+            return {str(k): host_port(str(v))[1] for k, v in note["bound"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _write_note(self, bound: dict[str, str]) -> None:
+        def first(kind: str) -> str | None:
+            found = [actual for name, actual in bound.items() if name.startswith(f"{kind} ")]
+            return f"http://{_reachable(found[0])}" if found else None
+
+        dedicated = {
+            f"http://{_reachable(bound[f'dedicated {address}'])}": upstream
+            for address, upstream in self._config.gateway.dedicated.items()
+        }
+        self.note = {
+            "pid": os.getpid(),
+            "node": self._node,
+            "gateway": first("listen"),
+            "health": first("health") or first("listen"),
+            "dedicated": dedicated,
+            "store": str(self._config.store.path),
+            "bound": bound,
+        }
+        self._publish_note()
+
+    def _publish_note(self) -> None:
+        try:
+            self.note_path.parent.mkdir(parents=True, exist_ok=True)
+            fileio.publish(self.note_path, json.dumps(self.note, indent=1).encode() + b"\n")
+        except OSError as error:
+            # A full disk must not keep reads from being served; `status` then asks the ports it
+            # knows.
+            log.warning("note_not_written reason=%s", error.strerror)
+
+    async def _sweep(self) -> None:
+        header_s = self._config.gateway.limits.header_timeout.total_seconds()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            for server in self.context.servers:
+                server.sweep(IDLE_S, header_s, STALL_S)
+            self.context.reader.sweep()
+
+    async def stop(self) -> None:
+        """Take no more connections, let running answers finish for `GRACE_S`, close everything."""
+        for listener in self._listeners:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + GRACE_S
+        while sum(server.retire() for server in self.context.servers):
+            if loop.time() > deadline:
+                break
+            await asyncio.sleep(0.02)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for server in self.context.servers:
+            server.abort_all()
+        await self.context.close()
+        self.note["pid"] = None
+        self._publish_note()
+
+
+async def run(config: Config, *, node: str | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ListenError."""
+    _prepare_process()
+    for key, upstream in config.upstreams.items():
+        if upstream.read_policy == "open" or upstream.auth == "static":
+            log.warning("upstream_open_to_all_clients upstream=%s", key)
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    gateway = Gateway(config, node=node)
+    try:
+        await gateway.start()
+    except ListenError:
+        await gateway.context.close()
+        raise
+    log.info("gateway_listens addresses=%s", ",".join(gateway.context.addresses))
+    # What exists now lives as long as the process: not worth looking at in each collection.
+    gc.collect()
+    gc.freeze()
+    await stopped.wait()
+    log.info("gateway_stops")
+    await gateway.stop()
+
+
+def _prepare_process() -> None:
+    """As many open files as allowed, and no core dump: credentials live in this memory."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _bind(address: str, port_before: int | None) -> socket.socket:
+    """A bound socket. Port 0: the port of the last time if it is free, else any."""
+    host, port = host_port(address)
+    ports = [port_before, 0] if port == 0 and port_before else [port]
+    error: OSError | None = None
+    for each in ports:
+        try:
+            return _bind_to(host, each or 0)
+        except OSError as problem:
+            error = problem
+    assert error is not None
+    if error.errno == errno.EADDRINUSE:
+        reason = "another program listens there already"
+    else:
+        reason = (error.strerror or str(error)).lower()
+    raise ListenError(f"passel gateway: cannot listen on {address}: {reason}") from error
+
+
+def _bind_to(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, where = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)
+        # Here already: two programs may bind the same port, the second one fails at listen.
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _address_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _reachable(address: str) -> str:
+    """An address that a client on this node can use."""
+    host, _, port = address.rpartition(":")
+    return f"{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"

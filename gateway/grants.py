@@ -1,0 +1,241 @@
+"""May this client read this? Nobody gets cached bytes whom the origin would not give them.
+
+A grant is (upstream, repository, digest, identity) with an end. The identity is ``anon``, or a MAC
+of
+the credential under a key that lives as long as this process: no credential is kept. Public content
+is found out once and needs no credentials afterwards, whatever a client sends. Bytes are shared by
+digest, grants never: knowing a digest, or having rights in another repository, is not enough.
+
+Source: DESIGN §8.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from passel.errors import (
+    OriginNonsense,
+    OriginRefused,
+    OriginTimeout,
+    OriginUnavailable,
+    PasselError,
+)
+
+if TYPE_CHECKING:
+    from passel.config import Config, UpstreamConfig
+    from passel.gateway.door import Door
+    from passel.ids import BlobRef
+    from passel.telemetry.metrics import GatewayMetrics
+
+GRANTS_MAX = 65536
+#: How long the origin's no is believed: a user who was just let in must not wait.
+REFUSED_S = 15.0
+#: While the origin is down, a grant that has run out counts for this long (when_origin_down:
+#: granted).
+GRACE_S = 24 * 3600.0
+#: The check is worth no more time than a client has until its first byte.
+CHECK_S = 4.0
+STAT_S = 0.3
+
+ANONYMOUS = "anon"
+#: Everybody reads with the gateway's own credential (auth: static), or nobody's (open).
+EVERYBODY = "all"
+
+
+class Checked(Protocol):
+    """What an origin says about content."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def anonymous(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Permission to read. `size` is what the origin said, if it was asked."""
+
+    public: bool
+    ends: float
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    error: OriginRefused
+    ends: float
+
+
+Key = tuple[str, str, str, str]
+
+
+class Grants:
+    """The grants of one gateway. Runs on the loop's thread only; bounded, least recently used."""
+
+    def __init__(self, config: Config, door: Door, check: Check, metrics: GatewayMetrics) -> None:
+        self._config = config
+        self._door = door
+        self._check = check
+        self._metrics = metrics
+        self._mac_key = os.urandom(32)
+        self._grants: OrderedDict[Key, Grant] = OrderedDict()
+        self._refused: OrderedDict[Key, _Refused] = OrderedDict()
+        self._asking: dict[Key, asyncio.Task[Grant]] = {}
+        #: Things to tell the cluster; kept so that they are not collected half-way.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def identity(self, upstream: str, authorization: str | None) -> str:
+        """Who a client is to an upstream: a name that gives nothing away."""
+        mode = self._config.upstreams[upstream].auth
+        if mode == "static":
+            return EVERYBODY
+        if authorization is None or mode == "anonymous":
+            return ANONYMOUS
+        return hmac.digest(
+            self._mac_key, authorization.encode("utf-8", "surrogateescape"), "sha256"
+        ).hex()
+
+    def credential(self, upstream: str, authorization: str | None) -> str | None:
+        """What of a client's credentials may go to that origin."""
+        return authorization if self._config.upstreams[upstream].auth == "passthrough" else None
+
+    def local(self, ref: BlobRef, authorization: str | None) -> Grant | None:
+        """A grant that needs nobody to be asked, or None."""
+        policy = self._config.upstreams[ref.upstream].read_policy
+        if policy == "open":
+            return Grant(False, float("inf"))
+        if policy == "always":
+            return None
+        now = asyncio.get_running_loop().time()
+        for identity in (ANONYMOUS, self.identity(ref.upstream, authorization)):
+            key = _key(ref, identity)
+            grant = self._grants.get(key)
+            if grant is not None and grant.ends > now:
+                self._grants.move_to_end(key)
+                return grant
+        return None
+
+    def won(
+        self, ref: BlobRef, authorization: str | None, *, anonymous: bool, size: int | None
+    ) -> Grant:
+        """The origin has just served it to this client, or (`anonymous`) to anybody."""
+        loop = asyncio.get_running_loop()
+        ttl = self._config.upstreams[ref.upstream].grant_ttl.total_seconds()
+        if anonymous:
+            task = loop.create_task(self._door.note_public(ref, ttl))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return self.found_public(ref, ttl, size)
+        grant = Grant(False, loop.time() + ttl, size)
+        self._keep(_key(ref, self.identity(ref.upstream, authorization)), grant)
+        return grant
+
+    def found_public(self, ref: BlobRef, ttl_s: float | None, size: int | None) -> Grant:
+        """The cluster knows that the origin serves it without credentials, for `ttl_s` more."""
+        ttl = self._config.upstreams[ref.upstream].grant_ttl.total_seconds()
+        if ttl_s is not None:
+            ttl = min(max(ttl_s, 0.0), ttl)
+        ends = asyncio.get_running_loop().time() + ttl
+        grant = Grant(True, ends, size)
+        self._keep(_key(ref, ANONYMOUS), grant)
+        return grant
+
+    async def require(self, ref: BlobRef, authorization: str | None, kind: str = "blobs") -> Grant:
+        """A grant; else the origin's word is raised, or that it cannot be asked.
+
+        `kind` is how the origin names the content: blobs or manifests.
+        """
+        grant = self.local(ref, authorization)
+        if grant is not None:
+            self._count("known")
+            return grant
+        upstream = self._config.upstreams[ref.upstream]
+        if upstream.read_policy == "grant":
+            known = await self._door.stat(ref, STAT_S)
+            if known is not None and known.public and known.ttl_s > 0:
+                self._count("cluster")
+                return self.found_public(ref, known.ttl_s, known.size)
+        return await self._from_origin(ref, authorization, upstream, kind)
+
+    async def _from_origin(
+        self, ref: BlobRef, authorization: str | None, upstream: UpstreamConfig, kind: str
+    ) -> Grant:
+        key = _key(ref, self.identity(ref.upstream, authorization))
+        now = asyncio.get_running_loop().time()
+        refused = self._refused.get(key)
+        if refused is not None and refused.ends > now and upstream.read_policy != "always":
+            self._count("refused")
+            raise OriginRefused(*refused.error.args)
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = asyncio.get_running_loop().create_task(self._ask(ref, authorization, kind))
+            self._asking[key] = asking
+            asking.add_done_callback(lambda _: self._asking.pop(key, None))
+        try:
+            # Shielded: the client that began the check may hang up, others wait for it.
+            grant = await asyncio.shield(asking)
+        except (OriginUnavailable, OriginTimeout, OriginNonsense) as error:
+            return self._while_down(key, upstream, error)
+        except OriginRefused as error:
+            if error.status == 429 or error.status >= 500:
+                return self._while_down(key, upstream, error)
+            self._count("refused")
+            self._refuse(key, error, now)
+            raise
+        self._count("origin")
+        return grant
+
+    async def _ask(self, ref: BlobRef, authorization: str | None, kind: str) -> Grant:
+        credential = self.credential(ref.upstream, authorization)
+        try:
+            found = await asyncio.wait_for(self._check(ref, credential, kind), CHECK_S)
+        except asyncio.TimeoutError as error:
+            raise OriginTimeout("the origin did not answer a check in time") from error
+        return self.won(ref, authorization, anonymous=found.anonymous, size=found.size)
+
+    def _while_down(self, key: Key, upstream: UpstreamConfig, error: PasselError) -> Grant:
+        """The origin cannot say: what the configuration says then."""
+        now = asyncio.get_running_loop().time()
+        if upstream.when_origin_down == "serve":
+            self._count("origin_down")
+            return Grant(False, now)
+        if upstream.when_origin_down == "granted":
+            for each in (key, (*key[:3], ANONYMOUS)):
+                grant = self._grants.get(each)
+                if grant is not None and grant.ends + GRACE_S > now:
+                    self._count("origin_down")
+                    return grant
+        self._count("unknown")
+        raise error
+
+    def _refuse(self, key: Key, error: OriginRefused, now: float) -> None:
+        self._grants.pop(key, None)
+        self._refused[key] = _Refused(error, now + REFUSED_S)
+        self._refused.move_to_end(key)
+        while len(self._refused) > GRANTS_MAX // 16:
+            self._refused.popitem(last=False)
+
+    def _keep(self, key: Key, grant: Grant) -> None:
+        self._refused.pop(key, None)
+        self._grants[key] = grant
+        self._grants.move_to_end(key)
+        while len(self._grants) > GRANTS_MAX:
+            self._grants.popitem(last=False)
+
+    def _count(self, outcome: str) -> None:
+        self._metrics.grants.labels(outcome).inc()
+
+
+class Check(Protocol):
+    """Ask an origin whether it would serve content to these credentials: one HEAD."""
+
+    async def __call__(self, ref: BlobRef, authorization: str | None, kind: str) -> Checked: ...
+
+
+def _key(ref: BlobRef, identity: str) -> Key:
+    return ref.upstream, ref.repository, str(ref.digest), identity

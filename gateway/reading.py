@@ -1,0 +1,294 @@
+"""One read of a blob that is not all here: from the peer, else from the origin, never cut short.
+
+The peer brings pieces into the store, and this sends them from there as they are verified. When the
+peer fails, in the middle of a body too, the read goes on with the peer that comes back, or straight
+from the origin at the same offset; the client sees one body. If neither can go on, the caller
+resets
+the connection, so that no client takes a part for the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from passel.errors import (
+    DigestMismatch,
+    LengthMismatch,
+    NoSpace,
+    OriginNonsense,
+    OriginRefused,
+    OriginTimeout,
+    OriginUnavailable,
+    PeerBusy,
+    PeerUnavailable,
+)
+from passel.gateway.door import PeerPassesThrough, PeerStalled
+from passel.gateway.hotpath import PinnedFile
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from passel.gateway.connection import Connection
+    from passel.gateway.context import Context
+    from passel.gateway.door import Ensure
+    from passel.ids import BlobRef
+    from passel.store import BlobView
+
+log = logging.getLogger(__name__)
+
+#: A body that stands still is given up by nydusd after 5 s; some of them go into finding the
+#: origin.
+STALL_S = 3.5
+STALL_LONG_S = 30.0
+#: A range up to here is a lazy read, a longer one a pull.
+SHORT = 4 * 1024 * 1024
+#: How long a peer that is alive may work on the first byte: it is waiting for a slow origin then,
+#: and its gateway going there too would add to the load that makes it slow.
+FIRST_BYTE_S = 4.0
+FIRST_BYTE_LONG_S = 12.0
+#: How often one read asks a peer anew after losing it. More would be a peer that dies by our
+#: question.
+ROUNDS_MAX = 8
+#: A read on its way from the origin goes back to the store when that much more of it is there.
+HOP_BACK = 4 * 1024 * 1024
+#: The origin's own client has deadlines too; this is the sum of all that it may try.
+DIRECT_S = 20.0
+#: How long a read waits for one of the few direct connections before the client is told 503.
+DIRECT_SLOT_S = 0.5
+
+
+class Reading:
+    """Brings ``[start, stop)`` of one blob to one connection. Close it, whatever happened."""
+
+    def __init__(self, context: Context, ref: BlobRef, authorization: str | None) -> None:
+        self._context = context
+        self._ref = ref
+        self._credential = context.grants.credential(ref.upstream, authorization)
+        self._authorization = authorization
+        self.priority = "on-demand"
+        self.through_peer = True
+        self.size: int | None = None
+        #: Where the first byte comes from: local, peer, seed or origin.
+        self.source = "local"
+        #: What the cluster says about the need for credentials.
+        self.public = False
+        #: This client's own request was answered by the origin, which is the best of grants.
+        self.proven = False
+        self._view: BlobView | None = None
+        self._ensure: Ensure | None = None
+        self._rounds = 0
+        self._stack = AsyncExitStack()
+        self._chunks: AsyncIterator[bytes] | None = None
+        #: The next byte that the client gets, and what must go out before it.
+        self._at = 0
+        self._lead = b""
+        self._is_blind = False
+
+    async def open(self, start: int, stop: int | None) -> None:
+        """First bytes at `start` are at hand, and `size`, `source` and `public` are known.
+
+        `stop` None: to the end. Raises the tree's errors; nothing was sent.
+        """
+        self._at = start
+        if not self.through_peer:
+            await self._go_direct(start, stop, PeerUnavailable("the client wants no peers"))
+            return
+        try:
+            await self._ask_peer(start, stop)
+        except PeerUnavailable as error:
+            await self._go_direct(start, stop, error)
+
+    async def _ask_peer(self, start: int, stop: int | None) -> None:
+        self._rounds += 1
+        is_short = stop is not None and stop - start <= SHORT
+        ensure = await self._context.door.ensure(
+            self._ref,
+            start,
+            stop,
+            authorization=self._credential,
+            priority=self.priority,
+            patience_s=FIRST_BYTE_S if is_short else FIRST_BYTE_LONG_S,
+        )
+        if self.size is not None and ensure.size != self.size:
+            ensure.close()
+            raise LengthMismatch("the blob's size has changed")
+        self._ensure = ensure
+        if self.size is None:
+            self.size, self.source, self.public = ensure.size, ensure.source, ensure.public
+
+    async def _go_direct(self, start: int, stop: int | None, why: PeerUnavailable) -> None:
+        """Open the origin at `start`; one of few such reads. Raises the origin's errors."""
+        reason = "full" if isinstance(why, PeerPassesThrough) else "peer"
+        self._context.metrics.direct.labels(reason).inc()
+        log.info("read_direct upstream=%s reason=%s", self._ref.upstream, why)
+        self._drop_ensure()
+        slots = self._context.direct_slots
+        try:
+            await asyncio.wait_for(slots.acquire(), DIRECT_SLOT_S)
+        except asyncio.TimeoutError:
+            raise PeerBusy("too many reads go to the origin directly", 1.0) from None
+        self._stack.callback(slots.release)
+        origin = self._context.origin(self._ref.upstream)
+        opening = self._stack.enter_async_context(
+            origin.fetch_blob(self._ref, start, stop, authorization=self._credential)
+        )
+        try:
+            stream = await asyncio.wait_for(opening, DIRECT_S)
+        except asyncio.TimeoutError:
+            raise OriginTimeout("the origin did not begin in time") from None
+        if self.size is not None and stream.size != self.size:
+            raise LengthMismatch("the blob's size has changed")
+        if self.size is None:
+            self.size, self.source = stream.size, "origin"
+            self.public, self.proven = stream.anonymous, True
+        self._chunks = stream.chunks()
+
+    async def send(self, connection: Connection, lead: bytes, start: int, stop: int) -> None:
+        """Send `lead` (headers), then the bytes. The first call is for what `open` opened."""
+        if start != self._at:
+            # The next span of a multi-range read.
+            self._drop_ensure()
+            await self._end_direct()
+            self._rounds = 0
+        self._at, self._lead = start, lead
+        while self._at < stop or self._lead:
+            reach = min(self._verified_to(self._at), stop)
+            if reach > self._at or start == stop:
+                await self._from_store(connection, reach)
+            elif self._chunks is not None:
+                try:
+                    await self._from_origin(connection, stop)
+                except (OriginUnavailable, OriginTimeout):
+                    # The origin broke off; by now the peer may have it.
+                    if self._rounds >= ROUNDS_MAX:
+                        raise
+                    await self._end_direct()
+            else:
+                await self._wait(stop)
+
+    async def _from_store(self, connection: Connection, stop: int) -> None:
+        lead, self._lead = self._lead, b""
+        count = stop - self._at
+        if count <= 0:
+            await connection.write(lead)
+            return
+        assert self._view is not None
+        await connection.send_file(lead, PinnedFile(self._view.fd), self._at, count)
+        self._at = stop
+        self._context.metrics.bytes.labels(self.source).inc(count)
+
+    async def _write(self, connection: Connection, data: bytes) -> None:
+        lead, self._lead = self._lead, b""
+        await connection.write(lead + data)
+        self._at += len(data)
+        self._context.metrics.bytes.labels("origin").inc(len(data))
+
+    async def _from_origin(self, connection: Connection, stop: int) -> None:
+        """Send from the origin up to `stop`, or to where the store can take over."""
+        assert self._chunks is not None
+        # The digest of a whole blob is checked on the way: nothing else vouches for these bytes.
+        hasher = self._ref.digest.hasher() if self._at == 0 and stop == self.size else None
+        held = b""
+        async for chunk in self._chunks:
+            if self._at + len(held) + len(chunk) > stop:
+                raise LengthMismatch("the origin sent more than was asked for")
+            if hasher is not None:
+                hasher.update(chunk)
+            # One chunk is held back: the last one goes out only when the digest is right.
+            if held:
+                await self._write(connection, held)
+            held = chunk
+            reach = self._verified_to(self._at)
+            if reach >= stop or reach - self._at >= HOP_BACK:
+                await self._end_direct()
+                return
+        if self._at + len(held) < stop:
+            raise LengthMismatch("the origin ended too early")
+        if hasher is not None and hasher.hexdigest() != self._ref.digest.hex:
+            log.error("origin_wrong_bytes upstream=%s", self._ref.upstream)
+            raise DigestMismatch("blob", str(self._ref.digest), hasher.hexdigest())
+        await self._write(connection, held)
+        await self._end_direct()
+
+    async def _wait(self, stop: int) -> None:
+        """Until there is something to send, or a new way to get it."""
+        sent = not self._lead
+        if sent and self._view is not None and self._view.is_dead:
+            raise DigestMismatch("blob", str(self._ref.digest), "the cluster's copy was destroyed")
+        try:
+            await self._progress(stop)
+        except PeerUnavailable as error:
+            self._drop_ensure()
+            if not isinstance(error, PeerPassesThrough | PeerStalled) and self._rounds < ROUNDS_MAX:
+                # It died on us: another one takes its place within seconds.
+                try:
+                    await self._ask_peer(self._at, stop)
+                except PeerUnavailable as again:
+                    error = again
+                else:
+                    return
+            await self._go_direct(self._at, stop, error)
+        except (NoSpace, OriginRefused, OriginTimeout, OriginNonsense) as error:
+            if not sent:
+                raise
+            # Too late to tell the client. Perhaps its own credentials do.
+            await self._go_direct(self._at, stop, PeerUnavailable(str(error)))
+
+    async def _progress(self, stop: int) -> None:
+        ensure = self._ensure
+        if ensure is not None and not ensure.done and ensure.upto <= self._at:
+            await self._more(ensure, stop)
+        elif ensure is not None and ensure.upto > self._at and not self._is_blind:
+            # Said to be there and not seen: look at the store again, once.
+            self._is_blind = True
+        else:
+            self._drop_ensure()
+            self._is_blind = False
+            if self._rounds >= ROUNDS_MAX:
+                raise PeerStalled("the peer was asked often enough")
+            await self._ask_peer(self._at, stop)
+        self._refresh_view()
+
+    async def _more(self, ensure: Ensure, stop: int) -> None:
+        # Who reads a little at a time (nydusd) gives up after 5 s; who pulls a layer waits for
+        # minutes,
+        # and going to a slow origin too would make it slower for everybody.
+        patience_s = STALL_S if stop - self._at <= SHORT else STALL_LONG_S
+        waited_s = 0.0
+        while not await ensure.more(STALL_S):
+            waited_s += STALL_S
+            if waited_s >= patience_s or not await self._context.door.is_alive():
+                raise PeerStalled("the peer makes no progress")
+
+    def _verified_to(self, position: int) -> int:
+        if self._view is None or self._view.is_dead:
+            self._refresh_view()
+        return position if self._view is None else self._view.verified_to(position)
+
+    def _refresh_view(self) -> None:
+        if self._view is not None:
+            self._view.close()
+        self._view = self._context.reader.view(self._ref.key)
+        if self._view is not None and self._view.size != self.size and self.size is not None:
+            self._view.close()
+            self._view = None
+
+    def _drop_ensure(self) -> None:
+        if self._ensure is not None:
+            self._ensure.close()
+            self._ensure = None
+
+    async def _end_direct(self) -> None:
+        self._chunks = None
+        await self._stack.aclose()
+
+    async def close(self) -> None:
+        """Take back all questions, close all files."""
+        self._drop_ensure()
+        if self._view is not None:
+            self._view.close()
+            self._view = None
+        await self._end_direct()
