@@ -335,12 +335,20 @@ class Peer:
         self._serving.know(command.key)
         try:
             self._store.create(command.key, command.size, command.piece_size)
+            self._note_evictions()
         except NoSpace as error:
             log.warning("store_full blob=%s why=%s; reads pass through", command.key.digest, error)
             self._later(StoreFull(command.key.id))
         except StoreError as error:
             log.error("store_failed blob=%s why=%s", command.key.digest, error)
             self._later(StoreFull(command.key.id))
+
+    def _note_evictions(self) -> None:
+        """Making room may have cost complete blobs: other peers must not be sent here for them."""
+        for digest in set(self._machine.complete) - set(self._store.completes()):
+            log.info("blob_evicted digest=%s", digest)
+            self._serving.forget(digest)
+            self._later(BlobLost(digest))
 
     def _confirm(self, blob: BlobId, piece: int, digest: bytes) -> None:
         partial = self._store.partial(blob)

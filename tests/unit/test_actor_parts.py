@@ -1,0 +1,91 @@
+"""The parts of the actors that need no Ray: cutting origin bytes, answers to readers, places."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from swarm_world import a_digest
+
+from passel.actors.controller import choose_seeds, place_of
+from passel.actors.door import Reader
+from passel.actors.fetching import Cutter
+from passel.actors.words import Place
+from passel.config.load import parse
+from passel.core.messages import ReadDone, ReadProgress, ReadReady
+from passel.errors import ContentError
+from passel.ids import BlobKey, PeerId
+from passel.store.store import Store
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (0, 2), (2, 4), (1, 5)])
+@pytest.mark.parametrize("chunk", [700_001, MIB, 3 * MIB + 1])
+def test_cutter_hashes_every_piece_that_it_sees_whole(
+    tmp_path: Path, start: int, stop: int, chunk: int
+) -> None:
+    data = os.urandom(4 * MIB + 12345)
+    with Store.open(tmp_path / "store", 64 * MIB) as store:
+        partial = store.create(BlobKey("up", a_digest("x")), len(data), MIB)
+        first, last = start * MIB, min(stop * MIB, len(data))
+        cutter = Cutter(partial, first, last)
+        done = []
+        for at in range(first, last, chunk):
+            done += cutter.take(bytearray(data[at : min(at + chunk, last)]))
+        assert [cut.piece for cut in done] == list(range(start, -(-last // MIB)))
+        for cut in done:
+            piece = data[cut.piece * MIB : (cut.piece + 1) * MIB]
+            assert cut.digest == hashlib.sha256(piece).digest()
+            partial.confirm(cut.piece, cut.digest)
+
+
+def test_cutter_calls_the_rim_of_a_span_a_part_and_refuses_surplus(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", 64 * MIB) as store:
+        partial = store.create(BlobKey("up", a_digest("x")), 8 * MIB, 2 * MIB)
+        cutter = Cutter(partial, MIB, 4 * MIB)
+        done = cutter.take(bytearray(3 * MIB))
+        assert [(cut.start, cut.stop, cut.digest is None) for cut in done] == [
+            (MIB, 2 * MIB, True),
+            (2 * MIB, 4 * MIB, False),
+        ]
+        with pytest.raises(ContentError):
+            cutter.take(bytearray(1))
+
+
+async def test_a_slow_reader_gets_the_newest_progress_only() -> None:
+    reader = Reader()
+    ready = ReadReady(1, 100, 10, "peer", True, 10)
+    reader.put(ready)
+    for upto in range(20, 100, 10):
+        reader.put(ReadProgress(1, upto))
+    reader.put(ReadDone(1))
+    answers = await asyncio.wait_for(reader.get(), 1)
+    assert answers == [ready, ReadProgress(1, 90), ReadDone(1)]
+
+
+def test_places_come_from_labels_or_are_one_zone() -> None:
+    node = {
+        "NodeManagerAddress": "10.0.0.7",
+        "Labels": {"ray.io/availability-zone": "eu-1a", "passel/rack": "r3"},
+    }
+    assert place_of(node) == Place("10.0.0.7", "eu-1a", "", "r3")
+    assert place_of({"NodeManagerAddress": "10.0.0.8", "Labels": {}}).zone == ""
+
+
+def test_seeds_by_label_by_count_and_they_stay() -> None:
+    config = parse("seeds: {count: 2}")
+    peers = [PeerId(f"id{i}") for i in range(6)]
+    places = {peer: Place(f"n{i}", "a", "", "") for i, peer in enumerate(peers)}
+    none: dict[PeerId, dict[str, str]] = {peer: {} for peer in peers}
+    chosen = choose_seeds(config, places, none, set())
+    assert len(chosen) == 2
+    assert choose_seeds(config, places, none, set()) == chosen, "the same after a restart"
+    other = {peer for peer in peers if peer not in chosen}
+    current = set(sorted(other)[:2])
+    assert choose_seeds(config, places, none, current) == current, "they keep what they fetched"
+    labelled = {**none, peers[3]: {"passel/role": "seed"}}
+    assert choose_seeds(config, places, labelled, chosen) == {peers[3]}
