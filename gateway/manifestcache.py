@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class ManifestCache:
         self._folder_bytes = folder_bytes
         #: Bytes in the folder; None until it was first looked at.
         self._folder_used: int | None = None
+        self._folder_lock = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def get(self, digest: Digest) -> Kept | None:
@@ -114,13 +116,15 @@ class ManifestCache:
         path = self._path(kept.digest)
         if path.exists():
             return
-        fileio.publish(path, kept.media_type.encode("ascii") + b"\n" + kept.body)
-        if self._folder_used is None:
-            self._folder_used = sum(size for _, size, _ in self._files())
-        else:
-            self._folder_used += len(kept.body)
-        if self._folder_used > self._folder_bytes:
-            self._evict()
+        content = kept.media_type.encode("ascii") + b"\n" + kept.body
+        fileio.publish(path, content)
+        with self._folder_lock:
+            if self._folder_used is None:
+                self._folder_used = sum(size for _, size, _ in self._files())
+            else:
+                self._folder_used += len(content)
+            if self._folder_used > self._folder_bytes:
+                self._evict()
 
     def _files(self) -> list[tuple[float, int, Path]]:
         found = []

@@ -90,14 +90,13 @@ class Routes:
             raise Refusal(
                 Failure(508, "UNSUPPORTED", "the request came back here by way of an upstream")
             )
-        exchange.target = parse_target(request.raw_path)
-        if exchange.target.authority is None and await self._service(exchange):
-            return
         if request.method not in ("GET", "HEAD"):
             raise Refusal(_not_allowed(_PUSH))
         if request.body_exists:
             raise Refusal(Failure(400, "UNSUPPORTED", "GET and HEAD have no body", close=True))
-        await self._registry(exchange)
+        exchange.target = parse_target(request.raw_path)
+        if exchange.target.authority is not None or not await self._service(exchange):
+            await self._registry(exchange)
 
     def _is_loop(self, exchange: Exchange) -> bool:
         own = f"1.1 {self._context.cluster}".lower()
@@ -109,8 +108,6 @@ class Routes:
         path = exchange.target.path
         if path not in ("/server/ping", "/healthy", "/metrics"):
             return False
-        if exchange.method not in ("GET", "HEAD"):
-            raise Refusal(_not_allowed("ask with GET"))
         if path == "/metrics":
             exchange.kind = "metrics"
             self._context.refresh_metrics()
