@@ -13,7 +13,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
-from passel.errors import InputError, OriginRefused
+from passel.errors import InputError, OriginNonsense, OriginRefused
 from passel.gateway.hotpath import SMALL, PinnedFile
 from passel.gateway.reading import Reading
 from passel.gateway.replies import Failure, Refusal, blob_headers
@@ -163,12 +163,18 @@ class Blobs:
     ) -> None:
         try:
             await reading.open(*first)
-        except (InputError, OriginRefused) as error:
-            if error.status != 416:
+        except (InputError, OriginRefused, OriginNonsense) as error:
+            if not isinstance(error, OriginNonsense) and error.status != 416:
                 raise
+            # The range may begin beyond the end, which only the size tells.
             grant = await self._context.grants.require(ref, exchange.authorization)
             size = await self._size(ref, grant, exchange.authorization)
-            raise Refusal(_beyond(size)) from error
+            if size == 0:
+                reading.size, reading.source = 0, "origin"
+            elif first[0] >= size:
+                raise Refusal(_beyond(size)) from error
+            else:
+                raise
 
     async def _grant(self, exchange: Exchange, ref: BlobRef, reading: Reading) -> Grant:
         """Whether this client may have what was opened; it may have been fetched for another."""

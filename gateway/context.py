@@ -6,10 +6,12 @@ import asyncio
 import ipaddress
 import logging
 from collections import OrderedDict
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passel.config import host_port
+from passel.errors import PeerBusy
 from passel.gateway.door import Door
 from passel.gateway.grants import CHECK_S, Grants
 from passel.oci.media import CANONICAL_ACCEPT
@@ -17,9 +19,8 @@ from passel.store import StoreReader
 from passel.telemetry.metrics import gateway_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
-    from passel.transport.origin import OriginClient
     from prometheus_client import CollectorRegistry
 
     from passel.config import Config
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from passel.ids import BlobRef
     from passel.oci.manifests import Descriptor
     from passel.oci.names import V2Request
+    from passel.transport.origin import OriginClient
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ PLACES_MAX = 4
 class Said:
     """What an origin said about a manifest."""
 
-    size: int
+    size: int | None
     anonymous: bool
 
 
@@ -101,7 +103,8 @@ class Context:
         self.door = Door(config.store.path / "peer.sock", limits.peer_wait.total_seconds())
         self.grants = Grants(config, self.door, self._check, self.metrics)
         self.learned = Learned()
-        self.direct_slots = asyncio.Semaphore(limits.direct)
+        self._direct = asyncio.Semaphore(limits.direct)
+        self._direct_at: dict[str, asyncio.Semaphore] = {}
         self._make_origin = make_origin
         self._origins: dict[str, OriginClient] = {}
         #: ``host:port`` of the listeners, once they listen; IPv6 in brackets.
@@ -114,6 +117,24 @@ class Context:
         if client is None:
             client = self._origins[upstream] = self._make_origin(upstream)
         return client
+
+    @asynccontextmanager
+    async def direct_slot(self, upstream: str, timeout_s: float) -> AsyncIterator[None]:
+        """One of the few reads that may go to an origin past the peer. Raises PeerBusy."""
+        here = self._direct_at.get(upstream)
+        if here is None:
+            # Some of the upstream's connections stay free for short questions: checks and tags.
+            bound = max(1, self.config.upstreams[upstream].connections * 3 // 4)
+            here = self._direct_at[upstream] = asyncio.Semaphore(bound)
+        async with AsyncExitStack() as stack:
+            for slots in (here, self._direct):
+                try:
+                    await asyncio.wait_for(slots.acquire(), timeout_s)
+                except asyncio.TimeoutError:
+                    text = "too many reads go to the origin directly"
+                    raise PeerBusy(text, 1.0) from None
+                stack.callback(slots.release)
+            yield
 
     async def _check(self, ref: BlobRef, authorization: str | None, kind: str) -> Checked:
         origin = self.origin(ref.upstream)
@@ -128,10 +149,7 @@ class Context:
             deadline_s=CHECK_S,
         ) as answer:
             length = answer.headers.get("Content-Length", "")
-            is_anonymous = (
-                authorization is None and self.config.upstreams[ref.upstream].auth != "static"
-            )
-            return Said(int(length) if length.isdecimal() else 0, is_anonymous)
+            return Said(int(length) if length.isdecimal() else None, answer.anonymous)
 
     def is_own(self, authority: str) -> bool:
         """Whether ``host[:port]`` is one of our listeners, and so names no upstream."""

@@ -40,14 +40,13 @@ from passel.oci.ranges import (
 )
 
 if TYPE_CHECKING:
-    from passel.transport.origin import OriginAnswer
-
     from passel.gateway.context import Context
     from passel.gateway.exchange import Exchange
     from passel.gateway.grants import Grant
     from passel.gateway.manifestcache import Kept, ManifestCache
     from passel.gateway.replies import Header
     from passel.oci.names import V2Request
+    from passel.transport.origin import OriginAnswer
 
 log = logging.getLogger(__name__)
 
@@ -158,14 +157,10 @@ class Manifests:
         digest = None
         if tag is not None:
             digest = await self._head_digest(upstream, repository, name, authorization)
-        if digest is not None:
-            ref = BlobRef(upstream, repository, digest)
-            self._context.grants.won(
-                ref, authorization, anonymous=self._is_anonymous(upstream, authorization), size=None
-            )
-            found = await self._by_digest(ref, authorization)
-        else:
+        if digest is None:
             found = await self._fetch(upstream, repository, None, name, authorization)
+        else:
+            found = await self._by_digest(BlobRef(upstream, repository, digest), authorization)
         if found is not None:
             now = asyncio.get_running_loop().time()
             self._tags[key] = Tag(found.kept.digest, now)
@@ -180,7 +175,11 @@ class Manifests:
         """The digest in the origin's answer to a HEAD; None: it must be asked with a GET."""
         try:
             async with self._open("HEAD", upstream, repository, tag, authorization) as answer:
-                return Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
+                digest = Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
+                # Whom the tag was shown to may read what it means.
+                ref = BlobRef(upstream, repository, digest)
+                self._context.grants.won(ref, authorization, anonymous=answer.anonymous, size=None)
+                return digest
         except InputError:
             return None
         except OriginRefused as error:
@@ -203,6 +202,7 @@ class Manifests:
             if media_type in _SCHEMA1:
                 return None
             body = await read_all(answer, MANIFEST_BYTES_MAX)
+            is_anonymous = answer.anonymous
             announced = answer.headers.get("Docker-Content-Digest")
         if digest is None:
             try:
@@ -216,7 +216,7 @@ class Manifests:
         grant = self._context.grants.won(
             BlobRef(upstream, repository, digest),
             authorization,
-            anonymous=self._is_anonymous(upstream, authorization),
+            anonymous=is_anonymous,
             size=len(body),
         )
         return Found(kept, grant)
@@ -236,12 +236,6 @@ class Manifests:
         grant = await self._context.grants.require(ref, authorization, "manifests")
         log.warning("tag_stale upstream=%s age_s=%.0f", key[0], now - tag.checked_at)
         return Found(kept, grant, is_stale=True)
-
-    def _is_anonymous(self, upstream: str, authorization: str | None) -> bool:
-        """Whether what the origin has just served was served to nobody in particular."""
-        if self._context.config.upstreams[upstream].auth == "static":
-            return False
-        return self._context.grants.credential(upstream, authorization) is None
 
     def _open(
         self,

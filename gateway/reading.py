@@ -22,7 +22,6 @@ from passel.errors import (
     OriginRefused,
     OriginTimeout,
     OriginUnavailable,
-    PeerBusy,
     PeerUnavailable,
 )
 from passel.gateway.door import PeerPassesThrough, PeerStalled
@@ -125,13 +124,9 @@ class Reading:
         self._context.metrics.direct.labels(reason).inc()
         log.info("read_direct upstream=%s reason=%s", self._ref.upstream, why)
         self._drop_ensure()
-        slots = self._context.direct_slots
-        try:
-            await asyncio.wait_for(slots.acquire(), DIRECT_SLOT_S)
-        except asyncio.TimeoutError:
-            raise PeerBusy("too many reads go to the origin directly", 1.0) from None
-        self._stack.callback(slots.release)
-        origin = self._context.origin(self._ref.upstream)
+        upstream = self._ref.upstream
+        await self._stack.enter_async_context(self._context.direct_slot(upstream, DIRECT_SLOT_S))
+        origin = self._context.origin(upstream)
         opening = self._stack.enter_async_context(
             origin.fetch_blob(self._ref, start, stop, authorization=self._credential)
         )

@@ -43,6 +43,7 @@ class Answer:
     status: int
     headers: CIMultiDict[str]
     body: bytes
+    anonymous: bool = True
 
     async def iter_chunks(self) -> AsyncIterator[bytes]:
         yield self.body
@@ -149,7 +150,8 @@ class FakeOrigin:
             "Content-Length": str(len(body)),
             "Set-Cookie": "secret=1",
         }
-        yield Answer(200, CIMultiDict(fields), b"" if method == "HEAD" else body)
+        is_public = repository not in self.private
+        yield Answer(200, CIMultiDict(fields), b"" if method == "HEAD" else body, is_public)
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -217,7 +217,7 @@ async def test_too_many_direct_reads_are_503(tmp_path: Path) -> None:
         digest = w.add(DATA)
         await w.door.stop()
         for _ in range(4):
-            await w.context.direct_slots.acquire()
+            await w.context._direct.acquire()
         status, headers, _ = await w.get(f"/v2/app/blobs/{digest}")
         assert status == 503
         assert int(headers["Retry-After"]) >= 1
