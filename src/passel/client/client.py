@@ -1,0 +1,222 @@
+"""`Client`: get, open and status over a node's gateway; `AsyncClient`: without blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from passel.client import download, image
+from passel.client.download import Got, Progress
+from passel.client.exchange import READ_TIMEOUT_S, Exchange, to_gateway
+from passel.client.image import GotImage
+from passel.client.reading import RemoteFile
+from passel.client.state import StateFolder, default_state, read_json
+from passel.client.status import cluster_status
+from passel.client.targets import Target, parse_target
+from passel.errors import InputError, LengthMismatch, PasselError
+from passel.ids import Digest
+from passel.oci.media import CANONICAL_ACCEPT
+
+DEFAULT_GATEWAY = "http://127.0.0.1:65001"
+BUFFER = 1024 * 1024
+_PROBE_S = 2.0
+_T = TypeVar("_T")
+
+
+def _silent(done: int, total: int | None) -> None:
+    """Nobody wants to see the progress."""
+
+
+class Client:
+    """Reads through one gateway.
+
+    `gateway` is its base URL; left out, it is that of the first node in the state folder, else
+    ``http://127.0.0.1:65001``. `timeout_s` is the longest time without a byte. Any thread may use a
+    client, several at once too: each request has its own connection.
+    """
+
+    def __init__(
+        self,
+        gateway: str | None = None,
+        *,
+        state: str | os.PathLike[str] | None = None,
+        timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
+        self._state = StateFolder(Path(state).absolute() if state else default_state())
+        self._is_chosen = gateway is not None
+        self.gateway = (gateway or self._first_gateway() or DEFAULT_GATEWAY).rstrip("/")
+        if not self.gateway.startswith(("http://", "https://")):
+            raise InputError(400, "NAME_INVALID", "the gateway must be a URL: http://host:port")
+        self._timeout_s = timeout_s
+
+    def _first_gateway(self) -> str | None:
+        for folder in self._state.nodes():
+            found = read_json(folder.gateway_note).get("gateway")
+            if isinstance(found, str):
+                return found
+        return None
+
+    def get(
+        self,
+        what: str | Target,
+        output: str | os.PathLike[str] | BinaryIO,
+        *,
+        digest: str | Digest | None = None,
+        resume: bool = True,
+        progress: Progress | None = None,
+    ) -> Got:
+        """`output` (a path or a binary stream) holds the blob that `what` names, verified.
+
+        `digest` is what it must have if `what` does not say it. An interrupted download is taken up
+        where it broke off, now and by the next call. Raises DigestMismatch, RequestRefused,
+        PeerUnavailable, StoreError, InputError.
+        """
+        target = parse_target(what) if isinstance(what, str) else what
+        if target.is_image:
+            text = "this names an image; expected one blob: <upstream>/<repository>@sha256:<digest>"
+            raise InputError(400, "NAME_INVALID", text)
+        expected = Digest.parse(digest) if isinstance(digest, str) else digest
+        if expected is None:
+            expected = target.digest
+        ask = self._asker(target)
+        shown = progress or _silent
+        if isinstance(output, str | os.PathLike):
+            return download.to_file(ask, Path(output), expected, resume=resume, progress=shown)
+        return download.to_stream(ask, output, expected, shown)
+
+    def get_image(
+        self, what: str | Target, folder: str | os.PathLike[str], progress: Progress | None = None
+    ) -> GotImage:
+        """`folder` is an OCI image layout that holds everything that the tag names, verified."""
+        target = parse_target(what) if isinstance(what, str) else what
+        return image.get_image(self, target, Path(folder), progress or _silent)
+
+    def open(self, what: str | Target) -> io.BufferedReader:
+        """A file-like object that reads ranges of the blob as they are asked for."""
+        target = parse_target(what) if isinstance(what, str) else what
+        with self._send("HEAD", target, {}) as exchange:
+            length = exchange.answer.headers.get("Content-Length", "")
+        if not length.isdigit():
+            raise LengthMismatch("the gateway does not say how long the blob is")
+
+        def ask(start: int, stop: int) -> Exchange:
+            return self._send("GET", target, {"Range": f"bytes={start}-{stop - 1}"})
+
+        return io.BufferedReader(RemoteFile(ask, int(length)), BUFFER)
+
+    def manifest(self, target: Target, limit: int) -> tuple[bytes, str | None, str | None]:
+        """A manifest's bytes, its media type, and the digest that the gateway announces."""
+        with self._send("GET", target, {"Accept": CANONICAL_ACCEPT}) as exchange:
+            headers = exchange.answer.headers
+            body = exchange.read(limit)
+        return body, headers.get("Content-Type"), headers.get("Docker-Content-Digest")
+
+    def status(self) -> dict[str, Any]:
+        """The cluster in the state folder, in the shape of `passel status --json`."""
+        return cluster_status(self._state)
+
+    def _asker(self, target: Target) -> Callable[[int], Exchange]:
+        def ask(start: int) -> Exchange:
+            return self._send("GET", target, {"Range": f"bytes={start}-"} if start else {})
+
+        return ask
+
+    def _send(self, method: str, target: Target, headers: dict[str, str]) -> Exchange:
+        base = self.gateway
+        if target.base is not None and self._is_gateway(target.base):
+            base = target.base
+        elif target.base is not None or target.upstream is not None:
+            headers = {**headers, "X-Passel-Registry": target.base or target.upstream or ""}
+        exchange = to_gateway(base, self._timeout_s)
+        try:
+            exchange.send(method, target.path, headers)
+        except PasselError:
+            exchange.close()
+            raise
+        return exchange
+
+    def _is_gateway(self, base: str) -> bool:
+        """Whether the host of a URL is a gateway itself, and no registry behind one."""
+        if base == self.gateway:
+            return True
+        if self._is_chosen or base.startswith("https://"):
+            return False
+        try:
+            with to_gateway(base, _PROBE_S) as exchange:
+                exchange.send("GET", "/server/ping", {})
+                return "passel" in exchange.answer.headers.get("Via", "")
+        except PasselError:
+            return False
+
+
+class AsyncClient:
+    """`Client` for asyncio: every call runs in a thread, cancelling it ends it at the next byte."""
+
+    def __init__(
+        self,
+        gateway: str | None = None,
+        *,
+        state: str | os.PathLike[str] | None = None,
+        timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
+        self._client = Client(gateway, state=state, timeout_s=timeout_s)
+
+    @property
+    def gateway(self) -> str:
+        """The base URL of the gateway."""
+        return self._client.gateway
+
+    async def get(
+        self,
+        what: str | Target,
+        output: str | os.PathLike[str] | BinaryIO,
+        *,
+        digest: str | Digest | None = None,
+        resume: bool = True,
+        progress: Progress | None = None,
+    ) -> Got:
+        """See `Client.get`. `progress` is called in another thread."""
+
+        def work(shown: Progress) -> Got:
+            return self._client.get(what, output, digest=digest, resume=resume, progress=shown)
+
+        return await _cancellable(work, progress)
+
+    async def get_image(
+        self, what: str | Target, folder: str | os.PathLike[str], progress: Progress | None = None
+    ) -> GotImage:
+        """See `Client.get_image`. `progress` is called in another thread."""
+        return await _cancellable(
+            lambda shown: self._client.get_image(what, folder, shown), progress
+        )
+
+    async def open(self, what: str | Target) -> io.BufferedReader:
+        """See `Client.open`; the object blocks, so read it in a thread."""
+        return await asyncio.to_thread(self._client.open, what)
+
+    async def status(self) -> dict[str, Any]:
+        """See `Client.status`."""
+        return await asyncio.to_thread(self._client.status)
+
+
+class _Cancelled(PasselError):
+    """Whoever waited for the transfer is gone."""
+
+
+async def _cancellable(work: Callable[[Progress], _T], progress: Progress | None) -> _T:
+    is_over = False
+
+    def shown(done: int, total: int | None) -> None:
+        if is_over:
+            raise _Cancelled("the download was cancelled")
+        if progress is not None:
+            progress(done, total)
+
+    try:
+        return await asyncio.to_thread(work, shown)
+    finally:
+        is_over = True
