@@ -1,0 +1,6 @@
+"""Who fetches which piece from whom: array functions only."""
+
+from passel.core.graph.planner import plan
+from passel.core.graph.state import N_FALLBACKS, PieceParentGraph, SwarmState
+
+__all__ = ["N_FALLBACKS", "PieceParentGraph", "SwarmState", "plan"]

@@ -1,0 +1,207 @@
+"""A plan while it is being made: what is still needed, what is left of the slots, which edges.
+
+A draft is private to one call of `plan`. The stages read its arrays freely; `take` is the only way
+in which an edge comes into being, so that slots, needs, copies and zones are kept true in one
+place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passel.core.graph import bits
+from passel.core.graph.bits import Index
+from passel.core.graph.state import Bits, Flags, SwarmState
+
+
+@dataclass(slots=True)
+class Level:
+    """Zones, or racks inside zones: a piece enters each domain once, from inside its group.
+
+    Attributes
+    ----------
+    domain, group : (n_peers,) int64
+        The zone (or rack) of each peer, and what it lies in: everything (or its zone).
+    entered : (n_domains, n_words) uint64
+        What somebody in the domain has or is getting.
+    spread : (n_domains, n_words) uint64
+        The same without the keepers: what the domain can have without their uplinks.
+    """
+
+    domain: Index
+    group: Index
+    n_domains: int
+    entered: Bits
+    spread: Bits
+
+
+class Draft:
+    """The arrays of one plan in the making. `SwarmState` says what they mean."""
+
+    def __init__(self, state: SwarmState, *, predict: bool) -> None:
+        self.n_peers, self.n_pieces, self.predict = state.n_peers, state.n_pieces, predict
+        self.have = state.have
+        moving = state.have | state.coming
+        self.moving = moving
+        #: What a parent can give: verified pieces, and with `predict` also those on their way.
+        self.held = moving.copy() if predict else state.have
+        self.urgent = _valid_urgent(state)
+        wants = state.wants.copy()
+        bits.switch_on(wants, self.urgent[:, 0], self.urgent[:, 1])
+        self.wants = wants
+        self.need: Bits = wants & ~moving
+        self.copies = bits.count_columns(state.have, state.coming, n_pieces=state.n_pieces)
+        self.up_left = np.where(state.can_serve, np.maximum(state.up_free, 0), 0).astype(np.int64)
+        self.down_left = np.maximum(state.down_free, 0).astype(np.int64)
+        #: What may still be used in this step: a share of what is left.
+        self.up, self.down = self.up_left.copy(), self.down_left.copy()
+        self.can_serve = state.can_serve
+        self.is_source = state.is_source
+        banned = state.banned.astype(np.int64)
+        self.banned: Index = np.unique(banned[:, 0] * self.n_peers + banned[:, 1])
+        domains = _domains(state.zone, state.rack)
+        self.keeper = self._keepers(n_domains=domains[0][2])
+        self.levels = [self._level(moving, *each) for each in domains]
+        self.relays = self._relays(state)
+        #: Neither zones nor keepers: no account of who entered where is needed.
+        self.is_flat = self.levels[-1].n_domains == 1 and not self.keeper.any()
+        self._edges: list[tuple[Index, Index, Index, Flags, bool]] = []
+        self._n_predicted = 0
+
+    @property
+    def domain(self) -> Index:
+        """The narrowest domain of each peer; inside it any holder may feed anybody."""
+        return self.levels[-1].domain
+
+    def begin_step(self, steps_left: int) -> None:
+        """Share out the slots that are left over the steps that are left."""
+        self.up = -(-self.up_left // steps_left)
+        self.down = -(-self.down_left // steps_left)
+
+    def end_step(self) -> None:
+        """With `predict`, the children of this step can be parents in the next one."""
+        if self.predict:
+            for children, pieces, *_ in self._edges[self._n_predicted :]:
+                bits.switch_on(self.held, children, pieces)
+            self._n_predicted = len(self._edges)
+
+    def take(self, children: Index, pieces: Index, parents: Index, *, urgent: bool = False) -> None:
+        """Choose these edges. The caller has seen to it that they are allowed and distinct."""
+        if not children.size:
+            return
+        bits.switch_off(self.need, children, pieces)
+        used_up = np.bincount(parents, minlength=self.n_peers)
+        used_down = np.bincount(children, minlength=self.n_peers)
+        self.up -= used_up
+        self.up_left -= used_up
+        self.down -= used_down
+        self.down_left -= used_down
+        self.copies += np.bincount(pieces, minlength=self.n_pieces).astype(np.int32)
+        if not self.is_flat:
+            for level in self.levels:
+                bits.switch_on(level.entered, level.domain[children], pieces)
+                ordinary = ~self.keeper[children]
+                bits.switch_on(level.spread, level.domain[children[ordinary]], pieces[ordinary])
+        waits = ~bits.is_set(self.have, parents, pieces)
+        self._edges.append((children, pieces, parents, waits, urgent))
+
+    def is_banned(self, children: Index, parents: Index) -> Flags:
+        """Whether this child must not fetch from this parent; shapes broadcast."""
+        if not self.banned.size:
+            return np.zeros(np.broadcast_shapes(children.shape, parents.shape), dtype=np.bool_)
+        banned: Flags = np.isin(children * self.n_peers + parents, self.banned)
+        return banned
+
+    def priorities(self, pieces: Index, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Sort keys: fewer copies first, in random order among equals."""
+        return self.copies[pieces] + rng.random(pieces.size)
+
+    def edges(self) -> tuple[Index, Index, Index, Flags, Flags]:
+        """All edges in the order of choice: children, pieces, parents, waits, urgent."""
+        if not self._edges:
+            none, no = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
+            return none, none, none, no, no
+        children, pieces, parents, waits, urgent = zip(*self._edges, strict=True)
+        lengths = [part.size for part in children]
+        return (
+            np.concatenate(children),
+            np.concatenate(pieces),
+            np.concatenate(parents),
+            np.concatenate(waits),
+            np.repeat(np.array(urgent, dtype=np.bool_), lengths),
+        )
+
+    def _keepers(self, *, n_domains: int) -> Flags:
+        """Peers whose uplinks are kept, first of all, for what only they have.
+
+        Without this rule a rollout over several zones takes twice the time: the one peer that has
+        the new pieces would send each of them to every zone.
+        Source: simulation, and Legout et al. 2006 on the initial seed.
+        """
+        keepers: Flags = self.is_source.copy()
+        if n_domains == 1:
+            return keepers
+        alone = np.zeros(self.n_pieces, dtype=np.bool_)
+        alone[self.copies == 1] = True
+        row = _pack(alone, self.have.shape[1]) & bits.union(self.need)
+        keepers |= (self.have & row).any(axis=1)
+        return keepers
+
+    def _relays(self, state: SwarmState) -> Flags:
+        """Who passes on what a source of his zone brings, so that the source need not.
+
+        Not who may not fetch from a source: others would wait for it in vain.
+        """
+        relays = self.can_serve & ~self.is_source
+        if state.banned.size:
+            relays[state.banned[self.is_source[state.banned[:, 1]], 0]] = False
+        return relays
+
+    def _level(self, moving: Bits, domain: Index, group: Index, n_domains: int) -> Level:
+        if n_domains == 1 and not self.keeper.any():
+            nothing = np.zeros((1, moving.shape[1]), dtype=np.uint64)
+            return Level(domain, group, 1, nothing, nothing)
+        ordinary = np.flatnonzero(~self.keeper)
+        spread = bits.union_by(moving[ordinary], domain[ordinary], n_domains)
+        kept = np.flatnonzero(self.keeper)
+        entered = spread | bits.union_by(moving[kept], domain[kept], n_domains)
+        return Level(domain, group, n_domains, entered, spread)
+
+
+def _domains(zone: NDArray[np.int32], rack: NDArray[np.int32]) -> list[tuple[Index, Index, int]]:
+    """(domain, group, n_domains) per level: zones, then racks if any zone has several."""
+    everything = np.zeros(zone.size, dtype=np.int64)
+    if not zone.size:
+        return [(everything, everything, 1)]
+    if (zone == zone[0]).all():
+        zones, n_zones = everything, 1
+    else:
+        names, zones = np.unique(zone, return_inverse=True)
+        zones, n_zones = zones.astype(np.int64), int(names.size)
+    levels = [(zones, everything, n_zones)]
+    if not (rack == rack[0]).all():
+        names, racks = np.unique(zones * (1 << 32) + rack.astype(np.int64), return_inverse=True)
+        if names.size > n_zones:
+            levels.append((racks.astype(np.int64), zones, int(names.size)))
+    return levels
+
+
+def _valid_urgent(state: SwarmState) -> Index:
+    """The urgent rows as int64, most urgent first, without those that are on their way."""
+    rows = state.urgent.astype(np.int64)
+    if rows.size:
+        moving = bits.is_set(state.have, rows[:, 0], rows[:, 1])
+        moving |= bits.is_set(state.coming, rows[:, 0], rows[:, 1])
+        rows = rows[~moving]
+    return rows
+
+
+def _pack(flags: Flags, n_words: int) -> Bits:
+    row = np.zeros(n_words * 8, dtype=np.uint8)
+    packed = np.packbits(flags, bitorder="little")
+    row[: packed.size] = packed
+    words: Bits = row.view(np.uint64)
+    return words
