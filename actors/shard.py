@@ -69,7 +69,7 @@ class Shard:
 
     async def peer_gone(self, peer: PeerId) -> None:
         """The controller says that a peer's node is gone. Idempotent."""
-        self._step(PeerGone(peer))
+        self._step(PeerGone(peer, for_good=True))
 
     async def stat(self, ref: BlobRef) -> tuple[int | None, float]:
         """(size or None, seconds for which the blob counts as public)."""

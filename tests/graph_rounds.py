@@ -80,7 +80,7 @@ def spread(
             source,
             np.ones(n_peers, dtype=np.bool_),
         )
-        graph = plan(state, float(rounds), rng, predict=predict, steps=epoch if predict else 1)
+        graph = plan(state, float(rounds), rng, predict=predict, n_steps=epoch if predict else 1)
         new = np.stack([graph.child, graph.piece, graph.parent], axis=1).astype(np.int64)
         switch_on(coming, new[:, 0], new[:, 1])
         queue = np.concatenate([queue, new])

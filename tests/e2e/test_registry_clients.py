@@ -92,6 +92,7 @@ def test_skopeo_copies_a_multi_arch_image_and_the_second_node_asks_nobody(
     skopeo(
         "copy",
         "--all",
+        "--preserve-digests",
         "--dest-tls-verify=false",
         f"oci:{layout}:v1",
         f"docker://{host}/org/multi:v1",

@@ -295,8 +295,11 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
+    """A peer does not answer. `for_good`: its node is gone, and its disk with it."""
+
     peer: PeerId
     incarnation: int | None = None
+    for_good: bool = False
 
 
 ShardEvent = Reported | PeerGone
@@ -645,6 +648,7 @@ class ShardLimits:
     epoch_s: float = 0.03
     lease_ttl_s: float = 10.0
     grace_s: float = 3.0
+    revive_s: float = 2.0
     edge_ttl_s: float = 15.0
     urgent_ttl_s: float = 3.0
     queue_per_peer: int = 32

@@ -112,10 +112,10 @@ class ShardMachine:
             case Reported(peer, incarnation, items):
                 for item in items:
                     self._item(peer, incarnation, item, now, dirty)
-            case PeerGone(peer, incarnation):
+            case PeerGone(peer, incarnation, for_good):
                 known = self.peers.get(peer)
                 if known and (incarnation is None or known.incarnation == incarnation):
-                    self._peer_gone(peer, now, dirty)
+                    self._peer_gone(peer, now, dirty, for_good)
             case _:
                 assert_never(event)
         for blob in dirty:
@@ -435,7 +435,8 @@ class ShardMachine:
             if row.wants_anything:
                 bulk = row.rest and now >= swarm.bulk_not_before
                 bits |= swarm.geometry.all_pieces if bulk else row.urgent
-        return bits & ~swarm.held
+        # Its process is back in a second or two, with what it had: the origin is not asked again.
+        return bits & ~swarm.held & ~swarm.expected_back(now)
 
     def _lease(self, swarm: Swarm, now: float) -> None:
         """See to it that what nobody holds is being fetched, by one peer."""
@@ -582,14 +583,17 @@ class ShardMachine:
             swarm.failing[lease.holder] = now + self.limits.lease_ttl_s
             self._revoke(swarm)
 
-    def _peer_gone(self, peer: PeerId, now: float, dirty: dict[BlobId, None]) -> None:
+    def _peer_gone(
+        self, peer: PeerId, now: float, dirty: dict[BlobId, None], for_good: bool = False
+    ) -> None:
+        ghost_until = now if for_good else now + self.limits.revive_s
         for blob, swarm in self.swarms.items():
             had_lease = swarm.lease is not None and swarm.lease.holder == peer
-            if swarm.forget_peer(peer):
+            if swarm.forget_peer(peer, ghost_until):
                 dirty[blob] = None
                 if swarm.is_wanted:
                     self._wake(swarm, now)
-            if had_lease:
+            if had_lease and not for_good:
                 swarm.bulk_not_before = now + self.limits.grace_s
         for digest, copies in list(self.copies.items()):
             copies.holders.discard(peer)

@@ -98,6 +98,8 @@ class Swarm:
     held: int = 0
     rows: dict[PeerId, Row] = field(default_factory=dict)
     lease: LeaseState | None = None
+    #: Pieces of peers that died a moment ago -> until when they may come back with their disk.
+    ghosts: dict[PeerId, tuple[int, float]] = field(default_factory=dict)
     #: Before this time only urgent pieces are leased: a crashed holder may come back with its disk.
     bulk_not_before: float = 0.0
     #: repository -> until when it counts as public there.
@@ -175,14 +177,17 @@ class Swarm:
             self.traffic.add(child, coming.parent, -1)
         return coming
 
-    def forget_peer(self, peer: PeerId) -> bool:
+    def forget_peer(self, peer: PeerId, ghost_until: float) -> bool:
         """The peer is gone: its row, the edges from it, its lease. True if it had any part here."""
         row = self.rows.get(peer)
         if row is not None:
+            if row.have:
+                self.ghosts[peer] = (row.have, ghost_until)
             for piece in list(row.coming):
                 self.settle(peer, piece)
             del self.rows[peer]
         for child, other in self.rows.items():
+            other.banned.discard(peer)
             for piece in [p for p, c in other.coming.items() if c.parent == peer]:
                 self.settle(child, piece)
         had_lease = self.lease is not None and self.lease.holder == peer
@@ -191,6 +196,16 @@ class Swarm:
         if row is not None:
             self.recount()
         return row is not None or had_lease
+
+    def expected_back(self, now: float) -> int:
+        """Pieces on the disks of peers whose process died and is being started again."""
+        bits = 0
+        for peer, (have, until) in list(self.ghosts.items()):
+            if until <= now or peer in self.rows:
+                del self.ghosts[peer]
+            else:
+                bits |= have
+        return bits
 
     def recount(self) -> None:
         self.held = 0
