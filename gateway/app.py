@@ -184,9 +184,6 @@ class Gateway:
 async def run(config: Config, *, node: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises ListenError."""
     _prepare_process()
-    for key, upstream in config.upstreams.items():
-        if upstream.read_policy == "open" or upstream.auth == "static":
-            log.warning("upstream_open_to_all_clients upstream=%s", key)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -197,6 +194,9 @@ async def run(config: Config, *, node: str | None = None) -> None:
     except ListenError:
         await gateway.context.close()
         raise
+    for key, upstream in config.upstreams.items():
+        if upstream.read_policy == "open" or upstream.auth == "static":
+            log.warning("upstream_open_to_all_clients upstream=%s", key)
     log.info("gateway_listens addresses=%s", ",".join(gateway.context.addresses))
     # What exists now lives as long as the process: not worth looking at in each collection.
     gc.collect()
