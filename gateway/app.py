@@ -22,7 +22,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passel.transport.origin import OriginClient
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from passel.config import host_port
@@ -32,6 +31,7 @@ from passel.gateway.context import Context
 from passel.gateway.manifestcache import ManifestCache
 from passel.gateway.routes import Routes, Services
 from passel.store import fileio
+from passel.transport.origin import OriginClient
 
 if TYPE_CHECKING:
     from passel.config import Config

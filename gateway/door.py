@@ -57,11 +57,19 @@ class Known:
     ttl_s: float
 
 
+@dataclass(slots=True)
+class Heard:
+    """What the peer says while it has nothing: whom it waits for (shard, peer or origin)."""
+
+    waits_on: str | None = None
+
+
 class Ensure:
     """One question to the peer, under way. Closing it takes the question back."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, heard: Heard) -> None:
         self._response = response
+        self._heard = heard
         self.size = 0
         self.source = "peer"
         self.public = False
@@ -110,6 +118,8 @@ class Ensure:
             kind = event.get("event")
             if kind == "error":
                 raise _error_of(event)
+            if kind == "waiting":
+                self._heard.waits_on = str(event.get("on"))
             if kind == "passthrough":
                 raise PeerPassesThrough("the peer cannot keep it")
             if kind in ("ready", "progress"):
@@ -175,13 +185,17 @@ class Door:
         loop = asyncio.get_running_loop()
         began = loop.time()
         deadline = began + self._wait_s
-        task = loop.create_task(self._ask(question, deadline))
+        heard = Heard()
+        task = loop.create_task(self._ask(question, deadline, heard))
         try:
             done, _ = await asyncio.wait({task}, timeout=self._wait_s)
-            if not done and await self.is_alive():
+            if done or heard.waits_on == "shard":
+                # Without its shard the peer is as good as away.
+                pass
+            elif heard.waits_on is not None or await self.is_alive():
                 rest = began + patience_s - loop.time()
                 done, _ = await asyncio.wait({task}, timeout=max(0.0, rest))
-            elif not done:
+            else:
                 self._went_mute()
         except asyncio.CancelledError:
             if not task.cancel() and not task.exception():
@@ -192,12 +206,12 @@ class Door:
             raise PeerStalled("the peer had no first byte in time")
         return task.result()
 
-    async def _ask(self, question: dict[str, Any], deadline: float) -> Ensure:
+    async def _ask(self, question: dict[str, Any], deadline: float, heard: Heard) -> Ensure:
         loop = asyncio.get_running_loop()
         while True:
             ensure = None
             try:
-                ensure = Ensure(await self._post("/v1/ensure", question))
+                ensure = Ensure(await self._post("/v1/ensure", question), heard)
                 self._gone_since = None
                 await ensure.ready()
             except PeerPassesThrough:
@@ -323,7 +337,8 @@ def _error_of(event: dict[str, Any]) -> PasselError:
         return InputError(416, "SIZE_INVALID", "the range begins beyond the end of the blob")
     if isinstance(status, int) and 400 <= status < 500:
         clean = {str(k): str(v) for k, v in headers.items()}
-        return OriginRefused(status, clean)
+        body = event.get("body")
+        return OriginRefused(status, clean, body.encode() if isinstance(body, str) else b"")
     if status == 502:
         return OriginNonsense(text or code)
     if status == 504:

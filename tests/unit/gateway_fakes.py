@@ -173,6 +173,7 @@ class FakeDoor:
         #: ready, silent, passthrough, busy, error (with `error`); after how many pieces it dies.
         self.plan = "ready"
         self.error: dict[str, Any] = {}
+        self.waits_on = "origin"
         self.dies_after: int | None = None
         self.piece_s = 0.0
         self.open_reads = 0
@@ -234,6 +235,12 @@ class FakeDoor:
         if self.plan == "passthrough":
             await say(event="passthrough", reason="disk full")
             return
+        if self.plan == "waiting":
+            for _ in range(100):
+                await say(event="waiting", on=self.waits_on)
+                await asyncio.sleep(0.1)
+                if self.waits_on == "nothing":
+                    break
         if self.plan == "error" or data is None:
             await say(event="error", **(self.error or {"status": 503, "code": "", "message": ""}))
             return

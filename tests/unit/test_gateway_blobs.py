@@ -327,3 +327,26 @@ async def test_a_head_hidden_in_another_head_is_not_answered(tmp_path: Path) -> 
         assert b" 206 " not in answer.split(b"\r\n")[0]
         assert w.context.servers[0].repeats == 1
         writer.close()
+
+
+async def test_a_peer_that_waits_for_the_origin_is_waited_for(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.plan = "waiting"
+        read = asyncio.create_task(w.get(f"/v2/app/blobs/{digest}"))
+        await asyncio.sleep(0.8)
+        # Longer than `peer_wait`, and the origin was not burdened a second time.
+        assert w.origin.calls == []
+        w.door.waits_on = "nothing"
+        assert (await read)[2] == DATA
+        assert w.origin.calls == []
+
+
+async def test_a_peer_without_its_shard_is_not(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.plan, w.door.waits_on = "waiting", "shard"
+        began = asyncio.get_running_loop().time()
+        status, headers, body = await w.get(f"/v2/app/blobs/{digest}")
+        assert (status, body, headers["X-Passel-Source"]) == (200, DATA, "origin")
+        assert asyncio.get_running_loop().time() - began < 1.5
