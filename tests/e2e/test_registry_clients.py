@@ -105,6 +105,7 @@ def test_skopeo_copies_a_multi_arch_image_and_the_second_node_asks_nobody(
         skopeo(
             "copy",
             "--all",
+            "--preserve-digests",
             "--src-tls-verify=false",
             f"docker://{gateway}/lab/org/multi:v1",
             f"oci:{target}:v1",

@@ -124,6 +124,32 @@ def test_shard_dies_and_is_rebuilt_from_announcements(seed: int, at: float) -> N
     assert world.origin_bytes[ref.id] <= size + 2 * MIB
 
 
+def test_read_across_the_death_of_a_shard_when_others_hold_the_blob_whole() -> None:
+    """The new shard learns the size from a holder, after it was asked: the reader must get to know.
+
+    Once its plan went out before any word on the size, and was thrown away for ever.
+    """
+    world = World(n_peers=4)
+    ref = world.blob("b", 20 * MIB)
+    world.read("p1", ref)
+    world.run(3)
+    world.kill_shard(0.5)
+    read = world.read("p2", ref)
+    world.run(10)
+    assert world.reads[read].done_at is not None
+    assert world.origin_bytes[ref.id] == 20 * MIB
+
+
+def test_a_read_that_nothing_can_serve_ends_within_its_patience() -> None:
+    world = World(n_peers=2)
+    ref = world.blob("b", MIB)
+    world.shard_alive = False
+    read = world.read("p1", ref)
+    world.run(40)
+    assert world.reads[read].refusal is not None
+    assert world.reads[read].refusal.status == 503
+
+
 def test_child_dies_and_the_others_finish() -> None:
     world = World(n_peers=5)
     ref = world.blob("b", 64 * MIB)

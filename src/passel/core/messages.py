@@ -219,8 +219,11 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """What to fetch from whom. `size` of the blob: the plan stands alone, should Stat be lost."""
+
     blob: BlobId
     epoch: int
+    size: int
     edges: tuple[Edge, ...]
     addresses: tuple[tuple[PeerId, str, str, Role], ...]  # (peer, address, zone, role)
     fallbacks: tuple[PeerId, ...] = ()
@@ -637,8 +640,7 @@ class PeerLimits:
     spans_per_lease: int = 3
     urgent_window_bytes: int = 4 * 1024 * 1024
     retry_s: float = 0.05
-    attempts_max: int = 4
-    wait_s: float = 10.0
+    patience_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

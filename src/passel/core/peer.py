@@ -90,6 +90,7 @@ from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
 WAITING_EVERY_S = 0.5
 #: How long a piece may wait for the shard's word on its digest, seconds.
 UNCONFIRMED_S = 3.0
+NOTHING_CAME = Refusal(503, "UNKNOWN", "no peer, seed or origin sent anything in time")
 NO_ROOM = Refusal(503, "UNKNOWN", "this node's store has no room for the blob")
 
 
@@ -180,8 +181,11 @@ class PeerMachine:
             for piece in late:
                 parent = holding.unconfirmed.pop(piece).parent
                 self._complain(holding, piece, parent, Trouble.BUSY)
-            for read in holding.reads.values():
-                if not read.ready and now - read.said_waiting_at >= WAITING_EVERY_S:
+            for read in list(holding.reads.values()):
+                if not read.ready and now - read.begun_at >= self.limits.patience_s:
+                    self._out.append(ReadFailed(read.read, NOTHING_CAME))
+                    self._read_ended(read.read)
+                elif not read.ready and now - read.said_waiting_at >= WAITING_EVERY_S:
                     read.said_waiting_at = now
                     self._out.append(ReadWaiting(read.read, self._waits_for(holding)))
         self._pump()
@@ -363,8 +367,10 @@ class PeerMachine:
             self._out.append(OpenPartial(holding.ref.key, geometry.size, geometry.piece_size))
 
     def _planned(self, holding: Holding, plan: Plan) -> None:
-        if holding.geometry is None or holding.full:
+        if holding.full:
             return
+        if holding.geometry is None:
+            self._open(holding, plan.size)
         for peer, address, zone, role in plan.addresses:
             self.parents[peer] = Parent(address, zone, role)
         if plan.fallbacks:
@@ -444,6 +450,8 @@ class PeerMachine:
                         self._fetch(blob, holding, queued)
         if any(holding.reads or holding.unconfirmed for holding in self.blobs.values()):
             soon = self._now + WAITING_EVERY_S
+            if self._timer is not None and self._timer > self._now:
+                soon = min(soon, self._timer)  # a busy peer must not put it off for ever
             wake = min(wake, soon) if wake is not None else soon
         self._timer = wake
 

@@ -662,7 +662,9 @@ class ShardMachine:
             (peer, self.peers[peer].address, self.peers[peer].zone, self.peers[peer].role)
             for peer in parents
         )
-        self._say(child, Plan(swarm.key.id, swarm.epoch, tuple(edges), addresses, fallbacks))
+        assert swarm.geometry is not None
+        size = swarm.geometry.size
+        self._say(child, Plan(swarm.key.id, swarm.epoch, size, tuple(edges), addresses, fallbacks))
 
     def _trim(self) -> None:
         """Forget the blobs that nobody wants and that were touched longest ago, above the limit."""
