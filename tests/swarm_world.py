@@ -59,6 +59,72 @@ class Node:
     heard: int = 0
 
 
+@dataclass
+class Flow:
+    up: PeerId
+    down: PeerId
+    left: float
+    done: Callable[[], None]
+    rate: float = 0.0
+
+
+class Links:
+    """Every node has an uplink and a downlink of `rate`, shared fairly by its running transfers."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.flows: list[Flow] = []
+        self._at = 0.0
+        self._version = 0
+
+    def begin(self, up: PeerId, down: PeerId, n_bytes: int, done: Callable[[], None]) -> None:
+        self._move()
+        self.flows.append(Flow(up, down, float(n_bytes), done))
+        self._share()
+
+    def _move(self) -> None:
+        now = self.world.now
+        for flow in self.flows:
+            flow.left -= flow.rate * (now - self._at)
+        self._at = now
+
+    def _share(self) -> None:
+        users: dict[tuple[str, PeerId], list[Flow]] = {}
+        for flow in self.flows:
+            users.setdefault(("up", flow.up), []).append(flow)
+            users.setdefault(("down", flow.down), []).append(flow)
+            flow.rate = 0.0
+        left = dict.fromkeys(users, self.world.rate)
+        waiting = {link: len(flows) for link, flows in users.items()}
+        while waiting:
+            # Max-min fairness: the tightest link gives its flows what they get.
+            link = min(waiting, key=lambda each: left[each] / waiting[each])
+            share = left[link] / waiting[link]
+            for flow in users[link]:
+                if flow.rate == 0.0:
+                    flow.rate = share
+                    for other in (("up", flow.up), ("down", flow.down)):
+                        left[other] = max(left[other] - share, 1.0)
+                        waiting[other] -= 1
+                        if waiting[other] == 0:
+                            del waiting[other]
+        self._version += 1
+        version = self._version
+        if self.flows:
+            soonest = min(flow.left / flow.rate for flow in self.flows)
+            self.world.after(max(soonest, 1e-9), lambda: self._tick(version))
+
+    def _tick(self, version: int) -> None:
+        if version != self._version:
+            return
+        self._move()
+        over = [flow for flow in self.flows if flow.left <= 1.0]
+        self.flows = [flow for flow in self.flows if flow.left > 1.0]
+        self._share()
+        for flow in over:
+            flow.done()
+
+
 class World:
     def __init__(
         self,
@@ -89,8 +155,7 @@ class World:
         self.node_of_read: dict[int, PeerId] = {}
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._n = 0
-        self._uplink_free: dict[PeerId, float] = {}
-        self._downlink_free: dict[PeerId, float] = {}
+        self.links = Links(self)
         self._origin_free = 0.0
         self.shard_limits = shard_limits or m.ShardLimits()
         self.shard_incarnation = 0
@@ -359,17 +424,12 @@ class World:
                 return
             if parent.lies:
                 digest = hashlib.sha256(b"lie").digest()
-            took = (command.stop - command.start) / self.rate
-            begin = max(
-                self.now,
-                self._uplink_free.get(command.parent, 0.0),
-                self._downlink_free.get(node.info.peer, 0.0),
-            )
-            self._uplink_free[command.parent] = begin + took
-            self._downlink_free[node.info.peer] = begin + took
+            n_bytes = command.stop - command.start
             if parent.info.zone != node.info.zone:
-                self.cross_zone_bytes += command.stop - command.start
-            self.after(begin + took - self.now, lambda: arrive(digest, parent))
+                self.cross_zone_bytes += n_bytes
+            self.links.begin(
+                command.parent, node.info.peer, n_bytes, lambda: arrive(digest, parent)
+            )
 
         def arrive(digest: bytes, parent: Node) -> None:
             if (node.info.peer, command.attempt) in self.cancelled:

@@ -174,16 +174,18 @@ def test_liar_is_found_out_and_nobody_serves_its_bytes() -> None:
     assert finished(world)
 
 
-def test_origin_with_wrong_bytes_ends_in_502_not_in_wrong_bytes() -> None:
+def test_origin_with_wrong_bytes_is_found_out_and_not_asked_for_ever() -> None:
+    """A reader sees the origin's own bytes, or an error; nothing of it is ever called complete."""
     world = World(n_peers=2)
-    ref = world.blob("b", 3 * MIB)
+    ref = world.blob("b", 64 * MIB)
     world.corrupt_origin.add(ref.id)
-    read = world.read("p1", ref)
+    world.read("p1", ref)
     world.run(60)
-    assert ref.digest not in world.nodes["p1"].done
-    refusal = world.reads[read].refusal
-    assert refusal is not None
-    assert refusal.status == 502
+    assert not any(ref.digest in node.done for node in world.nodes.values())
+    asked = world.origin_bytes[ref.id]
+    assert asked <= 8 * 64 * MIB
+    world.run(120)
+    assert world.origin_bytes[ref.id] == asked
 
 
 def test_refusals_of_the_origin_reach_the_reader() -> None:

@@ -25,6 +25,8 @@ class Read:
     upto: int
     ready: bool = False
     said_waiting_at: float = 0.0
+    #: When it last got further.
+    moved_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -118,11 +120,13 @@ class Holding:
             if any(digest):
                 self.digests[piece] = digest
 
-    def wants(self, window_bytes: int) -> Wants | None:
+    def wants(self, small_bytes: int, stalled_before: float) -> Wants | None:
         """What this peer wants of the blob now; None for nothing.
 
-        A small read is urgent as a whole. Of a large one only a window ahead of the client is: a
-        crowd that pulls whole blobs spreads faster when the rest comes in any order.
+        A small read is urgent as a whole. Of a large one only the piece that its client waits for
+        is, at its beginning and when it has not moved on since `stalled_before`: a crowd that
+        pulls whole blobs in the same order would hang on the seed's uplink, in any order its
+        members feed each other.
         """
         ranges: dict[tuple[int, int], None] = {}
         missing = False
@@ -130,8 +134,10 @@ class Holding:
             stop = read.stop
             if self.geometry is not None:
                 stop = self.geometry.size if stop is None else min(stop, self.geometry.size)
-            if stop is None or stop - read.start > 2 * window_bytes:
-                stop = read.upto + window_bytes
+            if stop is None or stop - read.start > small_bytes:
+                if read.ready and read.moved_at > stalled_before:
+                    continue
+                stop = read.upto + 1
             if self.geometry is None:
                 ranges[read.upto, stop] = None
                 missing = True

@@ -638,7 +638,9 @@ class PeerLimits:
     per_parent: int = 4
     span_s: float = 0.25
     spans_per_lease: int = 3
-    urgent_window_bytes: int = 4 * 1024 * 1024
+    #: Reads up to this length are urgent as a whole; nydusd's are 2 MiB at the most.
+    small_read_bytes: int = 8 * 1024 * 1024
+    stall_s: float = 2.0
     retry_s: float = 0.05
     patience_s: float = 30.0
 
@@ -653,7 +655,6 @@ class ShardLimits:
     revive_s: float = 2.0
     edge_ttl_s: float = 15.0
     urgent_ttl_s: float = 3.0
-    queue_per_peer: int = 32
     blobs_max: int = 100_000
     refusal_ttl_s: float = 15.0
     public_ttl_s: float = 300.0

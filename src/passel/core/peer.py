@@ -188,6 +188,8 @@ class PeerMachine:
                 elif not read.ready and now - read.said_waiting_at >= WAITING_EVERY_S:
                     read.said_waiting_at = now
                     self._out.append(ReadWaiting(read.read, self._waits_for(holding)))
+            if holding.reads:
+                self._say_wants(holding)  # a large read may have come to a halt
         self._pump()
         return self._out
 
@@ -252,7 +254,8 @@ class PeerMachine:
             )
         elif upto > read.upto:
             self._out.append(ReadProgress(read.read, upto))
-        read.upto = max(read.upto, upto)
+        if upto > read.upto:
+            read.upto, read.moved_at = upto, self._now
         if read.ready and read.upto >= stop:
             self._out.append(ReadDone(read.read))
             self._reads.pop(read.read, None)
@@ -279,7 +282,7 @@ class PeerMachine:
 
     def _say_wants(self, holding: Holding) -> None:
         """Tell the shard what is wanted, if that is news to it."""
-        wants = holding.wants(self.limits.urgent_window_bytes)
+        wants = holding.wants(self.limits.small_read_bytes, self._now - self.limits.stall_s)
         told = holding.told
         if wants is None:
             if told is not None:
@@ -291,10 +294,8 @@ class PeerMachine:
             wants.sponsor,
             wants.ref,
         ):
-            # A reader that moves on over a large blob changes its window with every piece; the
-            # shard is told when half of the window is new.
-            fresh = [span for span in wants.urgent if span not in told.urgent]
-            if 2 * len(fresh) <= len(wants.urgent) and (len(wants.urgent) > 1 or not fresh):
+            # What is no more wanted the shard sees from what was gained: only news is told.
+            if not set(wants.urgent) - set(told.urgent):
                 return
         holding.told = wants
         self._tell(holding.shard, wants, hurry=bool(wants.urgent))

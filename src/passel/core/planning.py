@@ -1,19 +1,20 @@
-"""The bulk of one epoch: which missing pieces each peer fetches from whom.
+"""The bulk of one epoch for one blob: what the shard knows as arrays, the graph as edges.
 
-Rarest first, in random order among equals; inside a zone only from the zone, and a piece that no
-peer of the zone has or is getting enters it once.
+The decisions are in `passel.core.graph`; urgent pieces are not among them, they were given a parent
+in the very call that asked for them (`shard`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from passel.core import bitfield
-from passel.core.messages import Edge, PeerInfo, ShardLimits
-from passel.core.swarm import Swarm
+from passel.core.graph import PieceParentGraph, SwarmState, plan
+from passel.core.messages import Edge, PeerInfo
+from passel.core.swarm import Row, Swarm
 from passel.ids import PeerId
 
 
@@ -28,74 +29,69 @@ class BulkPlan:
 def plan_bulk(
     swarm: Swarm,
     peers: Mapping[PeerId, PeerInfo],
-    limits: ShardLimits,
     rng: np.random.Generator,
     now: float,
 ) -> BulkPlan:
     """Edges for every peer that wants the rest of the blob and has room for more."""
-    plan = BulkPlan()
-    hungry = [p for p, row in swarm.rows.items() if row.rest and swarm.row_is_hungry(row)]
-    if not hungry:
-        return plan
-    down = {p: limits.queue_per_peer - swarm.traffic.down.get(p, 0) for p in hungry}
-    up = {
-        p: limits.queue_per_peer * 2 - swarm.traffic.up.get(p, 0)
-        for p, row in swarm.rows.items()
-        if row.have
-    }
-    in_zone: dict[str, int] = {}
-    copies: dict[int, int] = {}
-    for peer, row in swarm.rows.items():
-        zone = peers[peer].zone
-        in_zone[zone] = in_zone.get(zone, 0) | row.have | row.coming_bits
-        for piece in bitfield.pieces(row.have | row.coming_bits):
-            copies[piece] = copies.get(piece, 0) + 1
+    bulk = BulkPlan()
+    members = [p for p, row in swarm.rows.items() if row.have or swarm.row_is_hungry(row)]
+    state = _state(swarm, members, peers)
+    if not state.wants.any() or not state.have.any():
+        return bulk
+    graph = plan(state, now, rng)
+    for child, piece, parent in zip(
+        graph.child.tolist(), graph.piece.tolist(), graph.parent.tolist(), strict=True
+    ):
+        edge = Edge(piece, members[parent], swarm.digest(piece))
+        bulk.edges.setdefault(members[child], []).append(edge)
+    _note_fallbacks(bulk, graph, members)
+    return bulk
+
+
+def _note_fallbacks(bulk: BulkPlan, graph: PieceParentGraph, members: Sequence[PeerId]) -> None:
+    for index, row in enumerate(graph.fallbacks.tolist()):
+        if members[index] in bulk.edges:
+            bulk.fallbacks[members[index]] = tuple(members[p] for p in row if p >= 0)
+
+
+def _state(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerInfo]) -> SwarmState:
+    """The swarm as arrays over `members`."""
+    assert swarm.geometry is not None
+    n_pieces = swarm.geometry.n_pieces
+    rows = [swarm.rows[peer] for peer in members]
+    zones = {zone: i for i, zone in enumerate(sorted({peers[p].zone for p in members}))}
+    racks = {rack: i for i, rack in enumerate(sorted({peers[p].rack for p in members}))}
+    index = {peer: i for i, peer in enumerate(members)}
     lease = swarm.lease
-    for index in rng.permutation(len(hungry)):
-        child = hungry[int(index)]
-        row = swarm.rows[child]
-        wanted = swarm.wanted(row) & ~row.coming_bits & swarm.held
-        if lease is not None and lease.holder == child and lease.todo is not None:
-            wanted &= ~lease.todo
-        order = sorted(bitfield.pieces(wanted), key=lambda piece: (copies[piece], rng.random()))
-        zone = peers[child].zone
-        for piece in order:
-            if down[child] <= 0:
-                break
-            parent = _parent(swarm, peers, child, piece, up, in_zone[zone], rng)
-            if parent is None:
-                continue
-            edge = Edge(piece, parent, swarm.digest(piece))
-            plan.edges.setdefault(child, []).append(edge)
-            copies[piece] += 1
-            in_zone[zone] |= 1 << piece
-            up[parent] -= 1
-            down[child] -= 1
-    return plan
-
-
-def _parent(
-    swarm: Swarm,
-    peers: Mapping[PeerId, PeerInfo],
-    child: PeerId,
-    piece: int,
-    up: dict[PeerId, int],
-    zone_bits: int,
-    rng: np.random.Generator,
-) -> PeerId | None:
-    row = swarm.rows[child]
-    zone = peers[child].zone
-    able = [
-        peer
-        for peer, free in up.items()
-        if free > 0
-        and peer != child
-        and peer not in row.banned
-        and swarm.rows[peer].have >> piece & 1
+    fetching = 0 if lease is None or lease.todo is None else lease.todo
+    is_source = np.array([lease is not None and lease.holder == p for p in members], dtype=bool)
+    free = np.array([swarm.traffic.free(p) for p in members], dtype=np.int32)
+    banned = [
+        (index[child], index[parent])
+        for child in members
+        for parent in swarm.rows[child].banned
+        if parent in index
     ]
-    near = [peer for peer in able if peers[peer].zone == zone]
-    if near:
-        return near[int(rng.integers(len(near)))]
-    if zone_bits >> piece & 1 or not able:
-        return None  # it is on its way into the zone, or everybody who has it is busy
-    return able[int(rng.integers(len(able)))]
+    return SwarmState(
+        n_pieces=n_pieces,
+        have=bitfield.pack([row.have for row in rows], n_pieces),
+        coming=bitfield.pack(
+            [
+                row.coming_bits | (fetching if src else 0)
+                for row, src in zip(rows, is_source, strict=True)
+            ],
+            n_pieces,
+        ),
+        wants=bitfield.pack([_wants(swarm, row) for row in rows], n_pieces),
+        up_free=free[:, 0],
+        down_free=free[:, 1],
+        zone=np.array([zones[peers[p].zone] for p in members], dtype=np.int32),
+        rack=np.array([racks[peers[p].rack] for p in members], dtype=np.int32),
+        is_source=is_source,
+        can_serve=np.ones(len(members), dtype=bool),
+        banned=np.array(banned, dtype=np.int32).reshape(-1, 2),
+    )
+
+
+def _wants(swarm: Swarm, row: Row) -> int:
+    return swarm.wanted(row) if row.rest and row.ref is not None else 0

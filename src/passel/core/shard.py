@@ -509,25 +509,27 @@ class ShardMachine:
     def _urgent_edge(self, swarm: Swarm, child: PeerId, row: Row, piece: int) -> Edge | None:
         """The best parent for a piece that a client waits for, None if only the origin has it.
 
-        In the zone before across zones; who has it before who is getting it.
+        In the zone before across zones; there the one with the least to send. Somebody who is
+        still getting the piece counts as if he had one more to send: a crowd that wants the same
+        piece in the same moment becomes a tree instead of a queue at its only holder.
         """
         zone = self.peers[child].zone
-        holders: list[list[PeerId]] = [[], [], []]
+        digest = swarm.digest(piece)
+        near: list[tuple[float, PeerId, bool]] = []
+        far: list[tuple[float, PeerId, bool]] = []
         for peer, other in swarm.rows.items():
             if peer == child or peer in row.banned:
                 continue
-            near = self.peers[peer].zone == zone
+            is_near = self.peers[peer].zone == zone
+            cost = self.traffic.up.get(peer, 0) + float(self._rng.random())
             if other.have >> piece & 1:
-                holders[0 if near else 2].append(peer)
-            elif near and piece in other.coming and not self._waits_on(swarm, peer, child, piece):
-                holders[1].append(peer)
-        digest = swarm.digest(piece)
-        for rank, group in enumerate(holders):
-            if group:
-                least = min(self.traffic.up.get(peer, 0) for peer in group)
-                group = [peer for peer in group if self.traffic.up.get(peer, 0) <= least + 1]
-                parent = group[int(self._rng.integers(len(group)))]
-                return Edge(piece, parent, digest, wait=rank == 1, urgent=True)
+                (near if is_near else far).append((cost, peer, False))
+            elif is_near and piece in other.coming:
+                if not self._waits_on(swarm, peer, child, piece):
+                    near.append((cost + 1, peer, True))
+        if near or far:
+            _, parent, waits = min(near or far)
+            return Edge(piece, parent, digest, wait=waits, urgent=True)
         lease = swarm.lease
         if lease is None or lease.holder == child or lease.holder in row.banned:
             return None
@@ -566,7 +568,7 @@ class ShardMachine:
     def _bulk(self, swarm: Swarm, now: float) -> None:
         if swarm.geometry is None or not swarm.held:
             return
-        plan = plan_bulk(swarm, self.peers, self.limits, self._rng, now)
+        plan = plan_bulk(swarm, self.peers, self._rng, now)
         swarm.epoch += 1
         for child, edges in plan.edges.items():
             until = now + self.limits.edge_ttl_s
@@ -600,8 +602,7 @@ class ShardMachine:
             if not copies.holders:
                 del self.copies[digest]
         self.peers.pop(peer, None)
-        self.traffic.up.pop(peer, None)
-        self.traffic.down.pop(peer, None)
+        self.traffic.forget(peer)
 
     # --- small things ---------------------------------------------------------------------------
 

@@ -14,6 +14,9 @@ from passel.core.pieces import Geometry
 from passel.ids import BlobKey, BlobRef, PeerId
 
 DIGEST_BYTES = 32
+#: Edges that a peer may have at once, as parent and as child. A queue of 16 pieces of 1 MiB lasts an
+#: epoch of 30 ms at 500 MB/s; a deeper one would hold rare pieces back in thin shares of an uplink.
+DEPTH = 16
 NO_DIGEST = bytes(DIGEST_BYTES)
 
 
@@ -78,6 +81,14 @@ class Traffic:
 
     up: dict[PeerId, int] = field(default_factory=dict)
     down: dict[PeerId, int] = field(default_factory=dict)
+
+    def free(self, peer: PeerId) -> tuple[int, int]:
+        """(uploads, downloads) that may be added to what was handed out and is not done."""
+        return max(DEPTH - self.up.get(peer, 0), 0), max(DEPTH - self.down.get(peer, 0), 0)
+
+    def forget(self, peer: PeerId) -> None:
+        self.up.pop(peer, None)
+        self.down.pop(peer, None)
 
     def add(self, child: PeerId, parent: PeerId, n: int) -> None:
         self.up[parent] = self.up.get(parent, 0) + n
