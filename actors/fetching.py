@@ -13,8 +13,6 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from passel.transport.origin import BlobStream, OriginClient
-
 from passel.actors.duties import Duties
 from passel.core.messages import (
     FetchPiece,
@@ -42,6 +40,7 @@ from passel.errors import (
 )
 from passel.store.partial import PartialBlob
 from passel.store.store import Store
+from passel.transport.origin import BlobStream, OriginClient
 from passel.transport.piece_client import PieceClient
 from passel.transport.wire import PieceNotHeld
 

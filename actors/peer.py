@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from passel.transport.origin import OriginClient
 from typing_extensions import assert_never
 
 from passel.actors.door import Door, ReadAnswer, Reader
@@ -62,6 +61,7 @@ from passel.ids import BlobId, BlobRef, Digest
 from passel.store.store import Store
 from passel.telemetry import logs
 from passel.transport.auth import ClusterAuth
+from passel.transport.origin import OriginClient
 from passel.transport.piece_client import PieceClient
 from passel.transport.piece_server import PieceServer
 from passel.transport.wire import format_address

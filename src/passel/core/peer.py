@@ -289,14 +289,13 @@ class PeerMachine:
                 holding.told = None
                 self._tell(holding.shard, Unwants(holding.ref.id))
             return
-        if told is not None and (told.rest, told.sponsor, told.ref) == (
-            wants.rest,
-            wants.sponsor,
-            wants.ref,
+        # What is no more wanted the shard sees from what was gained: only news is told.
+        if (
+            told is not None
+            and (told.rest, told.sponsor, told.ref) == (wants.rest, wants.sponsor, wants.ref)
+            and set(wants.urgent) <= set(told.urgent)
         ):
-            # What is no more wanted the shard sees from what was gained: only news is told.
-            if not set(wants.urgent) - set(told.urgent):
-                return
+            return
         holding.told = wants
         self._tell(holding.shard, wants, hurry=bool(wants.urgent))
 

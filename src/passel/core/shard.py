@@ -524,9 +524,8 @@ class ShardMachine:
             cost = self.traffic.up.get(peer, 0) + float(self._rng.random())
             if other.have >> piece & 1:
                 (near if is_near else far).append((cost, peer, False))
-            elif is_near and piece in other.coming:
-                if not self._waits_on(swarm, peer, child, piece):
-                    near.append((cost + 1, peer, True))
+            elif is_near and not self._waits_on(swarm, peer, child, piece):
+                near.append((cost + 1, peer, True))
         if near or far:
             _, parent, waits = min(near or far)
             return Edge(piece, parent, digest, wait=waits, urgent=True)
@@ -536,13 +535,15 @@ class ShardMachine:
         return Edge(piece, lease.holder, digest, wait=True, authority=True, urgent=True)
 
     def _waits_on(self, swarm: Swarm, peer: PeerId, child: PeerId, piece: int) -> bool:
-        """Whether `peer` itself waits, over any number of steps, for `child` to get the piece."""
+        """Whether `peer` gets the piece, over any number of steps, from `child`, or not at all."""
+        is_coming = False
         for _ in range(len(swarm.rows)):
             coming = swarm.rows[peer].coming.get(piece) if peer in swarm.rows else None
             if coming is None:
-                return False
+                return not is_coming
             if coming.parent == child:
                 return True
+            is_coming = True
             peer = coming.parent
         return True
 

@@ -14,8 +14,8 @@ from passel.core.pieces import Geometry
 from passel.ids import BlobKey, BlobRef, PeerId
 
 DIGEST_BYTES = 32
-#: Edges that a peer may have at once, as parent and as child. A queue of 16 pieces of 1 MiB lasts an
-#: epoch of 30 ms at 500 MB/s; a deeper one would hold rare pieces back in thin shares of an uplink.
+#: Edges that a peer may have at once, as parent and as child. A queue of 16 pieces of 1 MiB lasts
+#: an epoch of 30 ms at 500 MB/s; a deeper one holds rare pieces back in thin shares of an uplink.
 DEPTH = 16
 NO_DIGEST = bytes(DIGEST_BYTES)
 
