@@ -57,6 +57,8 @@ class Controller:
         self._secret = secret
         self._launcher = launcher
         self._specs: dict[PeerId, PeerSpec] = {}
+        #: Nodes whose raylet is gone and whose name is taken by a new one, until Ray notices.
+        self._replaced: set[str] = set()
         self._peers: dict[PeerId, PeerHandle] = {}
         self._shards = [ShardHandle(shard) for shard in range(config.scheduler.shards)]
         self._node = own_node()
@@ -76,6 +78,8 @@ class Controller:
 
     async def _reconcile(self, nodes: list[dict[str, Any]]) -> None:
         """A peer on every live node, none for nodes that are gone."""
+        self._replaced &= {node["NodeID"] for node in nodes}
+        nodes = [node for node in nodes if node["NodeID"] not in self._replaced]
         places = {PeerId(node["NodeID"]): place_of(node) for node in nodes}
         labels = {PeerId(node["NodeID"]): node.get("Labels") or {} for node in nodes}
         for peer in [peer for peer in self._specs if peer not in places]:
@@ -83,6 +87,11 @@ class Controller:
         fresh = [peer for peer in places if peer not in self._specs]
         if not fresh:
             return
+        # A raylet that was replaced comes back under its node's name before Ray calls it dead.
+        names = {places[peer].node for peer in fresh}
+        for peer in [p for p, spec in self._specs.items() if spec.place.node in names]:
+            self._replaced.add(peer)
+            await self._forget(peer)
         current = self._current_seeds() or await self._seeds_of_former_life(fresh)
         seeds = choose_seeds(self._config, places, labels, current)
         for peer in fresh:

@@ -1,0 +1,212 @@
+"""`passel up`, `down`, `status`: a cluster on this machine, for trial and test."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from passel.cli import plan, processes
+from passel.cli.console import err, errors_are_sentences, fail, out, print_json, size
+from passel.client.state import StateFolder, default_state, read_json
+from passel.client.status import cluster_status
+from passel.config import Config, load
+from passel.errors import ConfigError, PasselError
+
+UP_TIMEOUT_S = 120.0
+DOWN_TIMEOUT_S = 20.0
+
+StateOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the cluster: logs, sockets, stores. [PASSEL_STATE]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+
+
+def state_folder(state: Path | None) -> StateFolder:
+    return StateFolder(state.absolute() if state is not None else default_state())
+
+
+def up(
+    config: Annotated[Path | None, typer.Option(help="The configuration (YAML).")] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes to start on this machine.")] = 1,
+    zones: Annotated[int, typer.Option(help="Zones that they are spread over.")] = 1,
+    seeds: Annotated[int | None, typer.Option(help="Seed peers among them.")] = None,
+    state: StateOption = None,
+    foreground: Annotated[bool, typer.Option(help="Stay, and take all down at the end.")] = False,
+) -> None:
+    """Start nodes on this machine; return when all of them answer."""
+    folder = state_folder(state)
+    with errors_are_sentences():
+        start_cluster(folder, config, nodes, zones, seeds)
+        _print_nodes(cluster_status(folder))
+        if foreground:
+            _stay(folder)
+
+
+def start_cluster(
+    folder: StateFolder, config: Path | None, nodes: int, zones: int, seeds: int | None = None
+) -> None:
+    """All nodes answer. Raises ConfigError or PasselError, and then nothing is left running."""
+    plan.plan_nodes(nodes, zones)
+    plan.check_seeds(seeds, nodes)
+    plan.check_state(folder, nodes)
+    if config is None:
+        Config()
+    else:
+        load(config)
+    _check_ray()
+    for note in (folder.ready, folder.failed, folder.progress):
+        if not supervisor_lives(folder):
+            note.unlink(missing_ok=True)
+    if supervisor_lives(folder):
+        pid = read_json(folder.supervisor).get("pid")
+        raise PasselError(
+            f"a cluster runs in {folder.path} already (supervisor {pid}): say passel down first,"
+            " or choose another folder with --state"
+        )
+    command = [sys.executable, "-m", "passel.cli.supervisor", "--state", str(folder.path)]
+    command += ["--nodes", str(nodes), "--zones", str(zones)]
+    if config is not None:
+        command += ["--config", str(config.absolute())]
+    if seeds is not None:
+        command += ["--seeds", str(seeds)]
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with folder.log.open("ab") as log:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait_until_ready(folder, child)
+    except BaseException:
+        stop_cluster(folder)
+        raise
+
+
+def _check_ray() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("Ray is not installed in this environment: pip install ray")
+
+
+def _wait_until_ready(folder: StateFolder, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + UP_TIMEOUT_S
+    shown = 0
+    with err.status("starting") if err.is_terminal else contextlib.nullcontext() as status:
+        while not folder.ready.exists():
+            if folder.failed.exists():
+                raise PasselError(folder.failed.read_text(encoding="utf-8").strip())
+            if child.poll() is not None and not folder.failed.exists():
+                raise PasselError(f"the supervisor ended at once, see {folder.log}")
+            if time.monotonic() > deadline:
+                raise PasselError(f"not up within {UP_TIMEOUT_S:g} s, see {folder.log}")
+            for line in _progress(folder, shown):
+                shown += 1
+                if status is not None:
+                    status.update(line)
+            time.sleep(0.1)
+
+
+def _progress(folder: StateFolder, skip: int) -> Iterator[str]:
+    if folder.progress.exists():
+        yield from folder.progress.read_text(encoding="utf-8").splitlines()[skip:]
+
+
+def _stay(folder: StateFolder) -> None:
+    err.print("passel: running, Ctrl-C ends it", markup=False)
+    try:
+        while supervisor_lives(folder):
+            time.sleep(0.5)
+        raise PasselError(f"the supervisor has ended, see {folder.log}")
+    finally:
+        stop_cluster(folder)
+
+
+def supervisor_lives(folder: StateFolder) -> bool:
+    """Whether somebody holds the lock of the folder."""
+    try:
+        with folder.lock.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def down(
+    state: StateOption = None,
+    purge: Annotated[bool, typer.Option(help="Remove the stores and logs too.")] = False,
+) -> None:
+    """End everything that `up` started, also after a crash of anything."""
+    folder = state_folder(state)
+    with errors_are_sentences():
+        stop_cluster(folder)
+        if purge and folder.supervisor.parent.exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def stop_cluster(folder: StateFolder) -> None:
+    """Nothing of the cluster runs any more. Idempotent."""
+    pid = read_json(folder.supervisor).get("pid")
+    supervisor = processes.identify(pid) if isinstance(pid, int) else None
+    if supervisor is not None and supervisor_lives(folder):
+        import signal
+
+        supervisor.send(signal.SIGTERM)
+        deadline = time.monotonic() + DOWN_TIMEOUT_S
+        while supervisor.alive and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(supervisor.pid, os.WNOHANG)
+            time.sleep(0.05)
+    if not folder.path.exists():
+        return
+    left = processes.end(folder.path, grace_s=0.5)
+    if left:
+        pids = ", ".join(str(process.pid) for process in left)
+        raise PasselError(f"these processes do not end: {pids}")
+    processes.sweep(folder)
+
+
+def status(state: StateOption = None, as_json: JsonOption = False) -> None:
+    """What runs, where, and where its bytes came from."""
+    folder = state_folder(state)
+    with errors_are_sentences():
+        facts = cluster_status(folder)
+        if as_json:
+            print_json(facts)
+            return
+        if not facts["nodes"]:
+            fail(f"no cluster in {folder.path}: start one with passel up, or name its --state")
+        _print_nodes(facts)
+        shards = ", ".join(f"{each['shard']} on {each['node']}" for each in facts["shards"])
+        out.print(f"shards: {shards or 'none answers'}; blobs: {facts['blobs']}")
+
+
+def _print_nodes(facts: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("node", "zone", "role", "state", "gateway", "local", "peer", "seed", "origin"):
+        right = name in ("local", "peer", "seed", "origin")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for node in facts["nodes"]:
+        counts = node["bytes"]
+        table.add_row(
+            node["node"],
+            node["zone"],
+            node["role"] or "",
+            "up" if node["alive"] else "down",
+            node["gateway"] or "",
+            *(size(counts[source]) for source in ("local", "peer", "seed", "origin")),
+        )
+    out.print(table)

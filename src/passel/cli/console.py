@@ -1,0 +1,58 @@
+"""What all commands share: where text goes, how facts look, how a command ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from passel.errors import ConfigError, InputError, PasselError
+
+FAILURE = 1
+USAGE = 2
+INTERRUPTED = 130
+
+#: Plain when it is piped: rich sees by itself whether there is a terminal.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(facts: Any) -> None:
+    """Facts for programs, past rich."""
+    sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+
+
+def fail(sentence: str, code: int = FAILURE) -> NoReturn:
+    """One sentence on stderr, and the end of the command."""
+    err.print(f"passel: {sentence}", markup=False)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def errors_are_sentences() -> Iterator[None]:
+    """Whatever passel raises on purpose becomes one sentence and an exit status."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(str(error), USAGE)
+    except InputError as error:
+        fail(error.message, USAGE)
+    except PasselError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        err.print("passel: interrupted", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def size(n_bytes: float) -> str:
+    """1536 -> 1.5 KiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"

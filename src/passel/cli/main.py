@@ -1,0 +1,72 @@
+"""The `passel` command: one function per command, nothing decided here."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import Any
+
+import typer
+from typer.main import get_command
+
+try:
+    # Newer versions of typer carry their own click.
+    from typer._click import exceptions as click
+except ImportError:
+    from click import exceptions as click  # type: ignore[no-redef,assignment]
+
+from passel._version import __version__
+from passel.cli import cluster, configuring, getting
+from passel.cli.console import INTERRUPTED, USAGE
+
+app = typer.Typer(
+    name="passel",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Container images and other large blobs onto every node of a Ray cluster, read once.",
+)
+app.command()(cluster.up)
+app.command()(cluster.down)
+app.command()(cluster.status)
+app.command()(getting.get)
+app.add_typer(configuring.app, name="config")
+
+
+@app.command()
+def version() -> None:
+    """Print passel's version."""
+    sys.stdout.write(f"passel {__version__}\n")
+
+
+def main() -> None:
+    """Run a command; every mistake ends in one sentence and an exit status that is not 0."""
+    command = get_command(app)
+    try:
+        status = command(standalone_mode=False)
+    except click.UsageError as error:
+        sys.stderr.write(f"passel: {_sentence(error, command)}\n")
+        sys.exit(USAGE)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.stderr.write("passel: interrupted\n")
+        sys.exit(INTERRUPTED)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _sentence(error: click.UsageError, command: Any) -> str:
+    """What was wrong, and the nearest thing that would have been right."""
+    text = str(error.format_message())
+    where = error.ctx.command if error.ctx is not None else command
+    words = [opt for each in where.params for opt in getattr(each, "opts", [])]
+    words += list(getattr(where, "commands", {}))
+    tried = getattr(error, "option_name", None) or text.rpartition("'")[0].rpartition("'")[2]
+    near = difflib.get_close_matches(str(tried), words, 1, 0.5)
+    if near and text.startswith("No such") and "Possible" not in text:
+        text += f" Did you mean {near[0]}?"
+    return text
+
+
+if __name__ == "__main__":
+    main()
