@@ -88,7 +88,7 @@ class Controller:
         if not fresh:
             return
         # A raylet that was replaced comes back under its node's name before Ray calls it dead.
-        names = {places[peer].node for peer in fresh}
+        names = {labels[peer][NODE_LABEL] for peer in fresh if NODE_LABEL in labels[peer]}
         for peer in [p for p, spec in self._specs.items() if spec.place.node in names]:
             self._replaced.add(peer)
             await self._forget(peer)

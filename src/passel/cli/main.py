@@ -13,11 +13,12 @@ try:
     # Newer versions of typer carry their own click.
     from typer._click import exceptions as click
 except ImportError:
-    from click import exceptions as click  # type: ignore[no-redef,assignment]
+    from click import exceptions as click  # type: ignore[no-redef]
 
 from passel._version import __version__
 from passel.cli import cluster, configuring, getting
 from passel.cli.console import INTERRUPTED, USAGE
+from passel.cli.demo import run
 
 app = typer.Typer(
     name="passel",
@@ -30,6 +31,7 @@ app.command()(cluster.up)
 app.command()(cluster.down)
 app.command()(cluster.status)
 app.command()(getting.get)
+app.command()(run.demo)
 app.add_typer(configuring.app, name="config")
 
 
