@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import gateway_of
 from ray_lab import Lab, LabNode, eventually
-from tools import DockerRegistry, Nydusd, make_nydus_image, need
+from tools import DockerRegistry, make_nydus_image, need
+
+from passel.cli.demo.nydus import Nydusd, NydusImage
 
 pytestmark = pytest.mark.e2e
 
@@ -24,17 +26,17 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def image(folder: Path, registry: DockerRegistry) -> tuple[Path, Path, str, int]:
+def image(folder: Path, registry: DockerRegistry) -> NydusImage:
     need("nydusd")
-    source, bootstrap, blob, digest = make_nydus_image(folder)
-    registry.push_blob("test/nydus", blob, digest)
-    return source, bootstrap, digest, blob.stat().st_size
+    made = make_nydus_image(folder)
+    registry.push_blob("test/nydus", made.blob, made.digest)
+    return made
 
 
 class Mounts:
-    def __init__(self, folder: Path, bootstrap: Path, registry: DockerRegistry) -> None:
+    def __init__(self, folder: Path, image: NydusImage, registry: DockerRegistry) -> None:
         self.folder = folder
-        self.bootstrap = bootstrap
+        self.image = image
         self.registry = registry
         self.running: list[Nydusd] = []
 
@@ -43,7 +45,7 @@ class Mounts:
         folder = self.folder / f"nydusd-{node.name}-{len(self.running)}"
         daemon = Nydusd(
             folder,
-            self.bootstrap,
+            self.image,
             self.registry.url,
             "test/nydus",
             announced["gateway"],
@@ -54,10 +56,8 @@ class Mounts:
 
 
 @pytest.fixture
-def mounts(
-    lab: Lab, image: tuple[Path, Path, str, int], registry: DockerRegistry
-) -> Iterator[Mounts]:
-    mounts = Mounts(lab.folder, image[1], registry)
+def mounts(lab: Lab, image: NydusImage, registry: DockerRegistry) -> Iterator[Mounts]:
+    mounts = Mounts(lab.folder, image, registry)
     yield mounts
     for daemon in mounts.running:
         daemon.stop()
@@ -80,19 +80,17 @@ def assert_identical(source: Path, daemon: Nydusd) -> None:
 
 
 def test_three_nodes_read_an_image_and_the_registry_sends_each_byte_once(
-    lab: Lab, mounts: Mounts, image: tuple[Path, Path, str, int], registry: DockerRegistry
+    lab: Lab, mounts: Mounts, image: NydusImage, registry: DockerRegistry
 ) -> None:
-    source, _, digest, size = image
+    source, digest, size = image.source, image.digest, image.blob.stat().st_size
     before = registry.blob_bytes(digest)
     for name in ("n2", "n1", "n3"):
         assert_identical(source, mounts.on(lab.nodes[name]))
     assert registry.blob_bytes(digest) - before == size
 
 
-def test_all_at_once(
-    lab: Lab, mounts: Mounts, image: tuple[Path, Path, str, int], registry: DockerRegistry
-) -> None:
-    source, _, digest, size = image
+def test_all_at_once(lab: Lab, mounts: Mounts, image: NydusImage, registry: DockerRegistry) -> None:
+    source, digest, size = image.source, image.digest, image.blob.stat().st_size
     before = registry.blob_bytes(digest)
     daemons = [mounts.on(node) for node in lab.nodes.values()]
     errors: list[BaseException] = []
@@ -136,11 +134,11 @@ def kill_gateway_of_n2(lab: Lab) -> None:
 def test_a_process_dies_in_the_middle_of_a_read(
     lab: Lab,
     mounts: Mounts,
-    image: tuple[Path, Path, str, int],
+    image: NydusImage,
     registry: DockerRegistry,
     kill: Callable[[Lab], None],
 ) -> None:
-    source, _, digest, size = image
+    source, digest, size = image.source, image.digest, image.blob.stat().st_size
     before = registry.blob_bytes(digest)
     daemon = mounts.on(lab.nodes["n2"])
     rng = random.Random(1)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from passel.cli.demo.nydus import NydusImage, build_image
 
 #: Comma-separated programs that must be there: CI sets it to what it has installed.
 REQUIRED = set(filter(None, os.environ.get("PASSEL_REQUIRE", "").split(",")))
@@ -109,86 +109,9 @@ class DockerRegistry:
         self.process.wait(10)
 
 
-class Nydusd:
-    """One nydusd with a FUSE mount, its mirror pointing at a gateway."""
-
-    def __init__(
-        self, folder: Path, bootstrap: Path, registry: str, repository: str, gateway: str, ping: str
-    ) -> None:
-        self.folder = folder
-        self.mount = folder / "mnt"
-        self.mount.mkdir(parents=True)
-        self.api = folder / "api.sock"
-        host = registry.removeprefix("http://")
-        mirror = {
-            "host": gateway,
-            "headers": {"X-Dragonfly-Registry": registry},
-            "auth_through": False,
-            "ping_url": f"{ping}/server/ping",
-            "health_check_interval": 5,
-            "failure_limit": 5,
-        }
-        backend = {
-            "scheme": "http",
-            "host": host,
-            "repo": repository,
-            # Generation A leaves the mirror out as long as it has no Authorization to send.
-            "registry_token": "dummy",
-            "mirrors": [mirror],
-            "timeout": 5,
-            "connect_timeout": 5,
-            "retry_limit": 2,
-        }
-        config = {
-            "device": {
-                "backend": {"type": "registry", "config": backend},
-                "cache": {"type": "blobcache", "config": {"work_dir": str(folder / "cache")}},
-            },
-            "mode": "direct",
-            "digest_validate": False,
-            "iostats_files": False,
-            "enable_xattr": True,
-            "fs_prefetch": {"enable": False, "threads_count": 8, "merging_size": 1048576},
-        }
-        (folder / "nydusd.json").write_text(json.dumps(config))
-        environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-        command = [need("nydusd"), "--config", str(folder / "nydusd.json")]
-        command += ["--mountpoint", str(self.mount), "--bootstrap", str(bootstrap)]
-        command += ["--apisock", str(self.api), "--log-level", "info"]
-        command += ["--log-file", str(folder / "nydusd.log"), "--rlimit-nofile", "0"]
-        self.process = subprocess.Popen(command, env=environment)
-        until(lambda: b"RUNNING" in self.ask("/api/v1/daemon"))
-
-    def ask(self, path: str) -> bytes:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(5)
-            sock.connect(str(self.api))
-            sock.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
-            data = b""
-            while chunk := sock.recv(65536):
-                data += chunk
-                head, _, body = data.partition(b"\r\n\r\n")
-                length = re.search(rb"(?i)content-length: *(\d+)", head)
-                if length and len(body) >= int(length[1]):
-                    break
-        return data.partition(b"\r\n\r\n")[2]
-
-    def backend_metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = json.loads(self.ask("/api/v1/metrics/backend"))
-        return metrics
-
-    def stop(self) -> None:
-        subprocess.run(["umount", "-l", str(self.mount)], check=False)
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(10)
-
-
-def make_nydus_image(folder: Path) -> tuple[Path, Path, Path, str]:
-    """(source tree, bootstrap, blob file, blob digest) of an image with a bit of everything."""
+def make_nydus_image(folder: Path) -> NydusImage:
+    """An image with a bit of everything: many small files, a large one, an empty one, links."""
+    need("nydus-image")
     source = folder / "src"
     (source / "etc").mkdir(parents=True)
     (source / "lib").mkdir()
@@ -201,10 +124,4 @@ def make_nydus_image(folder: Path) -> tuple[Path, Path, Path, str]:
     (source / "etc" / "os-release").write_text("NAME=test\n")
     (source / "etc" / "link").symlink_to("os-release")
     os.setxattr(source / "etc" / "os-release", "user.colour", b"green")
-    blobs, bootstrap, report = folder / "blobs", folder / "boot", folder / "out.json"
-    blobs.mkdir()
-    command = [need("nydus-image"), "create", "-t", "dir-rafs", "-D", str(blobs)]
-    command += ["-B", str(bootstrap), "-J", str(report), str(source)]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-    blob = json.loads(report.read_text())["blobs"][-1]
-    return source, bootstrap, blobs / blob, f"sha256:{blob}"
+    return build_image(folder, source)

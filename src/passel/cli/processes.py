@@ -102,9 +102,26 @@ def _is_ours(pid: int, state: str, node: str | None) -> bool:
     if node is not None:
         return False
     argv = argv_of(pid)
+    if argv and argv[0].startswith("ray::"):
+        # Ray's workers and agents write their titles over the command line, and over the beginning
+        # of the environment behind it; but their logs and sockets lie in the folder.
+        return _has_open(pid, f"{state}/")
     ours = any(part.startswith("passel.") for part in argv[1:4])
     rays = Path(argv[0]).name in _RAY_PROGRAMS or any("/ray/" in part for part in argv[1:3])
     return (ours or rays) and any(_names(part, state) for part in argv)
+
+
+def _has_open(pid: int, prefix: str) -> bool:
+    """Whether a process has a file open whose path begins like that."""
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for number in numbers:
+        with suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{number}").startswith(prefix):
+                return True
+    return False
 
 
 def _names(argument: str, state: str) -> bool:

@@ -52,6 +52,13 @@ class Counts:
     by_digest: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass
+class Sent:
+    """The body bytes that one answer really sent."""
+
+    n_bytes: int = 0
+
+
 class Limit:
     """A rate that all connections share, first come, first served, in chunks."""
 
@@ -114,10 +121,10 @@ class Registry:
 
     async def _logged(self, request: web.Request) -> web.StreamResponse:
         """Answer, count, and write one line to the log."""
-        request["sent"] = 0
+        sent = Sent()
         began = time.time()
         try:
-            answer = await self._answer(request)
+            answer = await self._answer(request, sent)
         except InputError as error:
             body = error_body(error.code, error.message)
             answer = web.Response(status=error.status, body=body, content_type="application/json")
@@ -129,14 +136,14 @@ class Registry:
                 "path": request.path,
                 "range": request.headers.get("Range"),
                 "status": answer.status,
-                "bytes": request["sent"],
+                "bytes": sent.n_bytes,
                 "agent": request.headers.get("User-Agent", "")[:80],
             }
             self._log.write(json.dumps(line) + "\n")
             self._log.flush()
         return answer
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, sent: Sent) -> web.StreamResponse:
         upload = _UPLOAD.fullmatch(request.path)
         if upload is not None:
             return await self._upload(request, upload["name"], upload["id"])
@@ -146,14 +153,16 @@ class Registry:
         if parsed.kind == "tags":
             return self._tags(parsed)
         if parsed.kind == "blob":
-            return await self._blob(request, parsed)
+            return await self._blob(request, parsed, sent)
         if parsed.kind == "manifest":
             return await self._manifest(request, parsed)
         raise InputError(404, "UNSUPPORTED", "this demo registry has no such endpoint")
 
     # --- pull -----------------------------------------------------------------------------------
 
-    async def _blob(self, request: web.Request, parsed: V2Request) -> web.StreamResponse:
+    async def _blob(
+        self, request: web.Request, parsed: V2Request, sent: Sent
+    ) -> web.StreamResponse:
         if request.method not in ("GET", "HEAD"):
             raise InputError(405, "UNSUPPORTED", "blobs are pushed through /blobs/uploads/")
         assert parsed.digest is not None
@@ -161,10 +170,10 @@ class Registry:
         path = self._blob_path(parsed.digest)
         if not path.is_file():
             raise InputError(404, "BLOB_UNKNOWN", "this registry has no such blob")
-        return await self._send_file(request, path, parsed.digest, "application/octet-stream")
+        return await self._send_file(request, path, parsed.digest, sent)
 
     async def _send_file(
-        self, request: web.Request, path: Path, digest: Digest, media_type: str
+        self, request: web.Request, path: Path, digest: Digest, sent: Sent
     ) -> web.StreamResponse:
         size = path.stat().st_size
         headers = {
@@ -181,28 +190,27 @@ class Registry:
             status, (start, stop) = 206, spans[0]
             headers["Content-Range"] = content_range(start, stop, size)
         answer = web.StreamResponse(status=status, headers=headers)
-        answer.content_type = media_type
+        answer.content_type = "application/octet-stream"
         answer.content_length = stop - start
         await asyncio.sleep(self.latency_s)
         await answer.prepare(request)
         if request.method == "GET":
-            await self._send(request, answer, path, start, stop, str(digest))
+            await self._send(answer, path, (start, stop), str(digest), sent)
         await answer.write_eof()
         return answer
 
     async def _send(
         self,
-        request: web.Request,
         answer: web.StreamResponse,
         path: Path,
-        start: int,
-        stop: int,
+        span: tuple[int, int],
         digest: str,
+        sent: Sent,
     ) -> None:
         counts = self.counts
+        at, stop = span
         with path.open("rb") as file:
-            file.seek(start)
-            at = start
+            file.seek(at)
             while at < stop:
                 data = file.read(min(CHUNK_BYTES, stop - at))
                 await self.limit.take(len(data))
@@ -211,7 +219,7 @@ class Registry:
                 except ConnectionError:
                     return  # the client has left: what it got is counted
                 at += len(data)
-                request["sent"] += len(data)
+                sent.n_bytes += len(data)
                 counts.blob_bytes += len(data)
                 counts.by_digest[digest] = counts.by_digest.get(digest, 0) + len(data)
 
