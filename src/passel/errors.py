@@ -8,9 +8,9 @@
         PeerBusy                it answers, and has no slot (retry_after_s)
         OriginUnavailable       the origin cannot be reached, or answers 5xx
         OriginTimeout           the origin said nothing in time
-      OriginRefused           the origin's own word (401, 403, 404, 429 ...): to be passed on as it is
-      OriginNonsense          the origin broke HTTP or its own promises, or redirected somewhere forbidden
-      ContentError            someone sent wrong bytes: blame the sender, never ask the same one again
+      OriginRefused           the origin's own word (401, 403, 404, 429 ...): pass it on as it is
+      OriginNonsense          the origin broke HTTP or its promises, or redirected elsewhere
+      ContentError            someone sent wrong bytes: blame the sender, never ask it again
         DigestMismatch
         LengthMismatch
       StoreError              permanent for this node until someone acts

@@ -1,4 +1,4 @@
-"""Names of things: digests, blobs, peers. Parsed once, at the edge, then passed around as values."""
+"""Names of things: digests, blobs, peers. Parsed once, at the edge, then passed on as values."""
 
 from __future__ import annotations
 
