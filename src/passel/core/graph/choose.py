@@ -20,8 +20,8 @@ def pick(able: Flags, rng: np.random.Generator) -> Index:
     rows = np.arange(n_rows)
     first = np.asarray(able.argmax(axis=1), dtype=np.int64)
     if n_columns > 1:
-        starts = rng.integers(n_columns, size=n_rows)
-        later = able & (np.arange(n_columns) >= starts[:, np.newaxis])
+        starts = rng.integers(n_columns, size=(n_rows, 1))
+        later = able & (np.arange(n_columns) >= starts)
         found = np.asarray(later.argmax(axis=1), dtype=np.int64)
         first = np.where(later[rows, found], found, first)
     return np.where(able[rows, first], first, -1)
