@@ -49,10 +49,10 @@ def test_bulk_leaves_a_slot_for_clients_and_never_asks_twice() -> None:
     seed = leased(100 * MIB)
     commands, n = seed.pump(0.0, 1)
     assert spans(commands) == [(0, 4 * MIB), (4 * MIB, 8 * MIB)]
-    seed.demand(Demand(REF.id, 7, ((50 * MIB, 50 * MIB + 1),)))
+    seed.demand(Demand(REF.id, 7, ((50 * MIB, 50 * MIB + 1),)), 0.0)
     commands, n = seed.pump(0.0, n)
     assert spans(commands) == [(50 * MIB, 54 * MIB)]
-    seed.demand(Demand(REF.id, 7, ((51 * MIB, 51 * MIB + 1),)))
+    seed.demand(Demand(REF.id, 7, ((51 * MIB, 51 * MIB + 1),)), 0.0)
     assert seed.pump(0.0, n)[0] == [], "it is on its way already"
     seed.check_invariants()
 
@@ -100,6 +100,19 @@ def test_parts_of_a_huge_piece_are_filled_up_without_overlap() -> None:
     commands, n = seed.pump(0.02, n)
     assert spans(commands)[0][0] == 4 * MIB
     seed.check_invariants()
+
+
+def test_bulk_keeps_out_of_a_clients_way_for_a_moment() -> None:
+    seed = leased(100 * MIB)
+    seed.demand(Demand(REF.id, 7, ((50 * MIB, 50 * MIB + 1),)), 1.0)
+    commands, n = seed.pump(1.0, 1)
+    assert spans(commands) == [(50 * MIB, 54 * MIB)]
+    assert not seed.got_piece(REF.id, 51)
+    assert seed.got_piece(REF.id, 50)
+    assert seed.pump(1.02, n)[0] == []
+    wake = seed.next_timer(1.02)
+    assert wake is not None
+    assert spans(seed.pump(wake, n)[0]) == [(0, 4 * MIB)]
 
 
 def test_a_refusal_gives_the_lease_back() -> None:

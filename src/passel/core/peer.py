@@ -320,7 +320,7 @@ class PeerMachine:
                     if waiting is not None:
                         self._judge(holding, piece, waiting.digest, waiting.parent)
             case Demand():
-                self.seed.demand(message)
+                self.seed.demand(message, self._now)
             case Revoke(_, token):
                 self._out += self.seed.revoke(blob, token)
             case Refused(_, refusal):
@@ -432,7 +432,7 @@ class PeerMachine:
         """Start what there is room for: origin spans, then pieces, urgent ones first."""
         commands, self._next_attempt = self.seed.pump(self._now, self._next_attempt)
         self._out += commands
-        wake: float | None = None
+        wake = self.seed.next_timer(self._now)
         for urgent in (True, False):
             for blob, holding in self.blobs.items():
                 if not holding.queue or holding.full:
@@ -581,8 +581,9 @@ class PeerMachine:
                     holding.public_until = self._now + 300.0
                 if holding.geometry is None:
                     holding.geometry = Geometry.of(size)
-                self._ensure_file(holding)
+                # The word on the size first: somebody waits for it, and making the file takes time.
                 self._out += self.seed.opened(attempt, size, public, self._now)
+                self._ensure_file(holding)
                 if size == 0:
                     self._maybe_promote(holding)
                 for read in list(holding.reads.values()):

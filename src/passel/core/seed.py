@@ -34,6 +34,9 @@ from passel.ids import BlobId, BlobRef
 
 FIRST_SPAN_BYTES = 4 * MIN_PIECE
 LONGEST_SPAN_BYTES = 32 * MIN_PIECE
+#: After a client's wish bulk holds its breath: the piece is still on its way from here to the
+#: client, through the same processor and the same links.
+BULK_AFTER_S = 0.05
 
 
 @dataclass(slots=True)
@@ -66,6 +69,8 @@ class LeaseWork:
     #: Pieces that came in parts -> the byte ranges that are there.
     parts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     rate_bytes_per_s: float = 0.0
+    #: When a client last asked for something: bulk keeps out of its way for a moment.
+    urgent_at: float = float("-inf")
 
     def in_flight(self) -> int:
         """The pieces that running spans touch."""
@@ -110,15 +115,29 @@ class SeedMachine:
         work.until = now + work.ttl_s
         if message.todo is not None:
             work.todo = message.todo & ~have
-        self._note_urgent(work, message.urgent)
+        self._note_urgent(work, message.urgent, now)
         return out
 
-    def demand(self, message: Demand) -> None:
+    def demand(self, message: Demand, now: float) -> None:
+        """Clients wait for these bytes."""
         work = self.works.get(message.blob)
         if work is not None and work.token == message.token:
-            self._note_urgent(work, message.urgent)
+            self._note_urgent(work, message.urgent, now)
 
-    def _note_urgent(self, work: LeaseWork, ranges: tuple[tuple[int, int], ...]) -> None:
+    def next_timer(self, now: float) -> float | None:
+        """When bulk that keeps out of a client's way may go on."""
+        held_back = [
+            work.urgent_at + BULK_AFTER_S
+            for work in self.works.values()
+            if work.todo and now < work.urgent_at + BULK_AFTER_S
+        ]
+        return min(held_back, default=None)
+
+    def _note_urgent(
+        self, work: LeaseWork, ranges: tuple[tuple[int, int], ...], now: float
+    ) -> None:
+        if ranges:
+            work.urgent_at = now
         if work.geometry is None:
             work.ranges = tuple(dict.fromkeys(work.ranges + ranges))[:64]
             return
@@ -163,7 +182,7 @@ class SeedMachine:
             span = work.spans[attempt]
             span.stop = min(span.stop, size)
             ranges, work.ranges = work.ranges, ()
-            self._note_urgent(work, ranges)
+            self._note_urgent(work, ranges, now)
             touched = geometry.pieces_of(span.start, span.stop)
             work.todo |= bitfield.of_range(touched.start, touched.stop)
             for piece in work.urgent:
@@ -220,7 +239,7 @@ class SeedMachine:
             work = self.works[blob]
             if now > work.until:
                 continue  # fenced off: the shard may have given the lease to another peer by now
-            while (chosen := self._next_span(work)) is not None:
+            while (chosen := self._next_span(work, now)) is not None:
                 start, stop = chosen
                 out.append(FetchSpan(next_attempt, work.ref, start, stop, work.sponsor))
                 work.spans[next_attempt] = Span(start, stop, now)
@@ -230,7 +249,7 @@ class SeedMachine:
                 del self.works[blob]
         return out, next_attempt
 
-    def _next_span(self, work: LeaseWork) -> tuple[int, int] | None:
+    def _next_span(self, work: LeaseWork, now: float) -> tuple[int, int] | None:
         if work.geometry is None:
             if work.spans:
                 return None
@@ -247,6 +266,8 @@ class SeedMachine:
             return None
         if any(work.todo >> piece & 1 for piece in work.urgent):
             return None  # bulk yields to clients that wait
+        if now < work.urgent_at + BULK_AFTER_S:
+            return None  # and to their pieces' way on to them
         return self._span_from(work, bitfield.lowest(free), free)
 
     def _span_from(self, work: LeaseWork, piece: int, free: int) -> tuple[int, int]:

@@ -76,6 +76,19 @@ def count_columns(*tables: Bits, n_pieces: int) -> NDArray[np.int32]:
     return total
 
 
+def count_rows(rows: Bits) -> Index:
+    """(n_rows,): how many bits are set in each row."""
+    # The usual sum of halves, pairs and bytes; numpy has a function for it only since 2.0.
+    x = rows - (rows >> _ONE & np.uint64(0x5555555555555555))
+    pairs = np.uint64(0x3333333333333333)
+    x = (x & pairs) + (x >> np.uint64(2) & pairs)
+    x = x + (x >> np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    counts: Index = (
+        (x * np.uint64(0x0101010101010101) >> np.uint64(56)).sum(axis=1).astype(np.int64)
+    )
+    return counts
+
+
 def columns(rows: Bits, pieces: Index) -> NDArray[np.uint8]:
     """(n_rows, len(pieces)) uint8: not 0 where row i has `pieces[j]`."""
     shifts = np.left_shift(1, pieces & 7).astype(np.uint8)

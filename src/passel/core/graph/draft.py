@@ -36,6 +36,9 @@ class Level:
     n_domains: int
     entered: Bits
     spread: Bits
+    group_of: Index
+    n_serving: Index
+    backlog: Index
 
 
 class Draft:
@@ -56,6 +59,7 @@ class Draft:
         self.copies = bits.count_columns(state.have, state.coming, n_pieces=state.n_pieces)
         self.up_left = np.where(state.can_serve, np.maximum(state.up_free, 0), 0).astype(np.int64)
         self.down_left = np.maximum(state.down_free, 0).astype(np.int64)
+        self.up_start, self.down_start = self.up_left.copy(), self.down_left.copy()
         #: What may still be used in this step: a share of what is left.
         self.up, self.down = self.up_left.copy(), self.down_left.copy()
         self.can_serve = state.can_serve
@@ -76,10 +80,14 @@ class Draft:
         """The narrowest domain of each peer; inside it any holder may feed anybody."""
         return self.levels[-1].domain
 
-    def begin_step(self, steps_left: int) -> None:
-        """Share out the slots that are left over the steps that are left."""
-        self.up = -(-self.up_left // steps_left)
-        self.down = -(-self.down_left // steps_left)
+    def begin_step(self, step: int, n_steps: int) -> None:
+        """Open the share of the slots that belongs to this step.
+
+        What an earlier step left unused is gone, as the time of a link is: a link that is promised
+        twice as much for a later step falls behind the plan.
+        """
+        self.up = np.minimum(self.up_left, (self.up_start + n_steps - 1 - step) // n_steps)
+        self.down = np.minimum(self.down_left, (self.down_start + n_steps - 1 - step) // n_steps)
 
     def end_step(self) -> None:
         """With `predict`, the children of this step can be parents in the next one."""
@@ -103,6 +111,7 @@ class Draft:
         if not self.is_flat:
             for level in self.levels:
                 bits.switch_on(level.entered, level.domain[children], pieces)
+                level.backlog -= np.bincount(level.domain[children], minlength=level.n_domains)
                 ordinary = ~self.keeper[children]
                 bits.switch_on(level.spread, level.domain[children[ordinary]], pieces[ordinary])
         waits = ~bits.is_set(self.have, parents, pieces)
@@ -163,12 +172,18 @@ class Draft:
     def _level(self, moving: Bits, domain: Index, group: Index, n_domains: int) -> Level:
         if n_domains == 1 and not self.keeper.any():
             nothing = np.zeros((1, moving.shape[1]), dtype=np.uint64)
-            return Level(domain, group, 1, nothing, nothing)
+            zero = np.zeros(1, dtype=np.int64)
+            return Level(domain, group, 1, nothing, nothing, zero, zero, zero)
         ordinary = np.flatnonzero(~self.keeper)
         spread = bits.union_by(moving[ordinary], domain[ordinary], n_domains)
         kept = np.flatnonzero(self.keeper)
         entered = spread | bits.union_by(moving[kept], domain[kept], n_domains)
-        return Level(domain, group, n_domains, entered, spread)
+        group_of = np.zeros(n_domains, dtype=np.int64)
+        group_of[domain] = group
+        n_serving = np.bincount(domain[self.can_serve], minlength=n_domains)
+        lacking = bits.count_rows(self.need)
+        backlog = np.bincount(domain, weights=lacking, minlength=n_domains).astype(np.int64)
+        return Level(domain, group, n_domains, entered, spread, group_of, n_serving, backlog)
 
 
 def _domains(zone: NDArray[np.int32], rack: NDArray[np.int32]) -> list[tuple[Index, Index, int]]:

@@ -48,18 +48,53 @@ def inject(draft: Draft, rng: np.random.Generator) -> None:
 
 
 def enter(draft: Draft, rng: np.random.Generator) -> None:
-    """Let a few pieces into each domain that lacks them, from anybody but keepers."""
+    """Let a few pieces into each domain that lacks them, from anybody but keepers.
+
+    Domains that are ahead of the others give first. One that is behind, as the source's own tends
+    to be when domains are small, gives only what nobody ahead can pass on, and to one domain each:
+    its uplinks are what its own peers wait for.
+    """
     for level in draft.levels:
         if level.n_domains == 1:
             continue
-        for _ in range(TRIES):
-            parents = choose.shuffled((draft.up > 0) & ~draft.keeper, rng)
-            offers = draft.held[parents]
-            lacks = _offered(level, parents, offers) & ~level.entered
-            if not _carry(
-                draft, level, lacks, parents, offers, level.group, ENTRIES_PER_STEP, draft.need, rng
-            ):
-                break
+        behind = _behind(level)
+        for gives in (~behind, behind) if behind.any() else (~behind,):
+            able = (draft.up > 0) & ~draft.keeper & gives[level.domain]
+            for _ in range(TRIES):
+                parents = choose.shuffled(able & (draft.up > 0), rng)
+                offers = draft.held[parents]
+                lacks = _offered(level, parents, offers) & ~level.entered
+                if gives is behind:
+                    lacks &= ~_union_of_group(level, level.entered * ~behind[:, np.newaxis])
+                if not _carry(
+                    draft,
+                    level,
+                    lacks,
+                    parents,
+                    offers,
+                    level.group,
+                    ENTRIES_PER_STEP,
+                    draft.need,
+                    rng,
+                    once=gives is behind,
+                ):
+                    break
+
+
+def _behind(level: Level) -> Flags:
+    """(n_domains,) bool: whose peers, per uplink, lack more than the group's do on average."""
+    lacking = level.backlog / np.maximum(level.n_serving, 1)
+    n_groups = int(level.group_of.max()) + 1
+    total = np.bincount(level.group_of, weights=level.backlog, minlength=n_groups)
+    serving = np.bincount(level.group_of, weights=level.n_serving, minlength=n_groups)
+    behind: Flags = lacking > (total / np.maximum(serving, 1))[level.group_of] + 1
+    return behind
+
+
+def _union_of_group(level: Level, rows: Bits) -> Bits:
+    """(n_domains, n_words): what any domain of the same group has in `rows`."""
+    n_groups = int(level.group_of.max()) + 1
+    return bits.union_by(rows, level.group_of, n_groups)[level.group_of]
 
 
 def enter_late(draft: Draft, rng: np.random.Generator) -> None:
@@ -81,10 +116,8 @@ def enter_late(draft: Draft, rng: np.random.Generator) -> None:
 
 def _offered(level: Level, parents: Index, offers: Bits) -> Bits:
     """(n_domains, n_words): what the parents in each domain's group offer."""
-    group_of = np.zeros(level.n_domains, dtype=np.int64)
-    group_of[level.domain] = level.group
-    n_groups = int(group_of.max()) + 1
-    return bits.union_by(offers, level.group[parents], n_groups)[group_of]
+    n_groups = int(level.group_of.max()) + 1
+    return bits.union_by(offers, level.group[parents], n_groups)[level.group_of]
 
 
 def _relayed(draft: Draft, level: Level) -> Bits:
@@ -104,6 +137,7 @@ def _carry(
     limit: int | None,
     need: Bits,
     rng: np.random.Generator,
+    once: bool = False,
 ) -> bool:
     """Bring pieces that domains lack to one peer of each; False if there was nothing to try.
 
@@ -119,6 +153,9 @@ def _carry(
     domains, pieces = _tasks(draft, level, lacks, limit, rng)
     if not pieces.size:
         return False
+    if once:
+        first = choose.first_of(pieces)
+        domains, pieces = domains[first], pieces[first]
     children = choose.find_children(rows, peers, level.domain, domains, pieces, rng)
     found = choose.find_parents(draft, offers, parents, children, pieces, scope, rng)
     hopeless = found < 0

@@ -23,7 +23,7 @@ def plan(
     rng: np.random.Generator,
     *,
     predict: bool = False,
-    steps: int = 1,
+    n_steps: int = 1,
 ) -> PieceParentGraph:
     """Decide who fetches which piece from whom.
 
@@ -37,7 +37,7 @@ def plan(
         Breaks all ties. Lowest index first would turn the first peers into hot spots.
     predict : bool
         Let peers be parents of pieces that are still on their way to them.
-    steps : int
+    n_steps : int
         In how many steps the slots are shared out: an edge of one step can use, if `predict`, what
         an edge of an earlier step brings. About the number of pieces that a peer moves one after
         the other in an epoch.
@@ -49,17 +49,10 @@ def plan(
         zone only if nobody there has it or is getting it.
     """
     draft = Draft(state, predict=predict)
-    everybody = np.ones(state.n_peers, dtype=np.bool_)
     feed_urgent(draft, rng)
-    for step in range(steps):
-        draft.begin_step(steps - step)
-        inject(draft, rng)
-        enter(draft, rng)
-        match_waves(draft, ~draft.keeper, rng)
-        if draft.keeper.any():
-            match_waves(draft, everybody, rng)
-        feed_leftovers(draft, rng)
-        enter_late(draft, rng)
+    for step in range(n_steps):
+        draft.begin_step(step, n_steps)
+        _feed_all(draft, rng)
         draft.end_step()
     child, piece, parent, waits, urgent = draft.edges()
     return PieceParentGraph(
@@ -71,3 +64,14 @@ def plan(
         choose_fallbacks(draft, rng),
         now,
     )
+
+
+def _feed_all(draft: Draft, rng: np.random.Generator) -> None:
+    """Use the open slots until nobody who may be fed can be."""
+    inject(draft, rng)
+    enter(draft, rng)
+    match_waves(draft, ~draft.keeper, rng)
+    if draft.keeper.any():
+        match_waves(draft, np.ones(draft.n_peers, dtype=np.bool_), rng)
+    feed_leftovers(draft, rng)
+    enter_late(draft, rng)
