@@ -12,7 +12,7 @@ from typing import Any
 from typing_extensions import assert_never
 
 from passel.actors.door import Door, ReadAnswer, Reader
-from passel.actors.duties import Duties
+from passel.actors.duties import BUG, Duties
 from passel.actors.fetching import Fetching, read_piece
 from passel.actors.handles import ControllerHandle, own_address
 from passel.actors.keeper import GatewayKeeper, read_announcement
@@ -70,6 +70,7 @@ log = logging.getLogger(__name__)
 
 #: A predecessor that is being ended still holds the store's lock for a moment.
 LOCK_PATIENCE_S = 10.0
+START_AGAIN_S = 1.0
 STAT_TIMEOUT_S = 1.0
 STATUS_TIMEOUT_S = 5.0
 
@@ -89,7 +90,13 @@ class Peer:
         self._config: Config = load(self._config_path) if self._config_path else spec.config
         logs.setup(self._config.logging.level)
         self._duties = Duties(log)
-        self._store = await self._open_store()
+        try:
+            self._store = await self._open_store()
+        except StoreError as error:
+            # Ray buries an actor whose constructor raises; one whose process ends it starts again.
+            log.critical("store_unusable path=%s why=%s", self._config.store.path, error)
+            await asyncio.sleep(START_AGAIN_S)
+            os._exit(BUG)
         self._serving = Serving(self._store)
         self._auth = ClusterAuth(spec.secret)
         config = self._config

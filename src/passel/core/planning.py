@@ -65,7 +65,7 @@ def _state(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerI
     lease = swarm.lease
     fetching = 0 if lease is None or lease.todo is None else lease.todo
     is_source = np.array([lease is not None and lease.holder == p for p in members], dtype=bool)
-    free = np.array([swarm.traffic.free(p) for p in members], dtype=np.int32)
+    up, down = swarm.traffic.up, swarm.traffic.down
     banned = [
         (index[child], index[parent])
         for child in members
@@ -83,8 +83,8 @@ def _state(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerI
             n_pieces,
         ),
         wants=bitfield.pack([_wants(swarm, row) for row in rows], n_pieces),
-        up_free=free[:, 0],
-        down_free=free[:, 1],
+        up_free=np.array([up.free(p) for p in members], dtype=np.int32),
+        down_free=np.array([down.free(p) for p in members], dtype=np.int32),
         zone=np.array([zones[peers[p].zone] for p in members], dtype=np.int32),
         rack=np.array([racks[peers[p].rack] for p in members], dtype=np.int32),
         is_source=is_source,

@@ -129,6 +129,7 @@ class ShardMachine:
         """An epoch: give up what is late, plan the bulk, renew or take back leases."""
         self._out = []
         self.n_epochs += 1
+        self.traffic.end_epoch()
         for blob in list(self._active):
             swarm = self.swarms[blob]
             self._expire(swarm, now)
@@ -155,8 +156,8 @@ class ShardMachine:
                     down[child] = down.get(child, 0) + 1
             if swarm.is_wanted or swarm.lease is not None:
                 assert blob in self._active, "wanted, and never looked at"
-        assert up == {peer: n for peer, n in self.traffic.up.items() if n}, "traffic.up"
-        assert down == {peer: n for peer, n in self.traffic.down.items() if n}, "traffic.down"
+        for counted, side in ((up, self.traffic.up), (down, self.traffic.down)):
+            assert counted == {peer: n for peer, n in side.outstanding.items() if n}, "traffic"
 
     # --- what peers say -------------------------------------------------------------------------
 
@@ -521,7 +522,7 @@ class ShardMachine:
             if peer == child or peer in row.banned:
                 continue
             is_near = self.peers[peer].zone == zone
-            cost = self.traffic.up.get(peer, 0) + float(self._rng.random())
+            cost = self.traffic.up.outstanding.get(peer, 0) + float(self._rng.random())
             if other.have >> piece & 1:
                 (near if is_near else far).append((cost, peer, False))
             elif is_near and not self._waits_on(swarm, peer, child, piece):

@@ -6,6 +6,7 @@ redundant fields (`held`, the counters in `Traffic`) are re-derived by `check_in
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from passel.core import bitfield
@@ -14,10 +15,8 @@ from passel.core.pieces import Geometry
 from passel.ids import BlobKey, BlobRef, PeerId
 
 DIGEST_BYTES = 32
-#: Edges that a peer may have at once, as parent and as child. A queue of 16 pieces of 1 MiB lasts
-#: an epoch of 30 ms at 500 MB/s; a deeper one holds rare pieces back in thin shares of an uplink.
-DEPTH = 16
-NO_DIGEST = bytes(DIGEST_BYTES)
+DEPTH_MIN = 2
+DEPTH_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +74,64 @@ class LeaseState:
         return Lease(self.ref, self.token, self.todo, urgent, sponsor, ttl_s)
 
 
-@dataclass(slots=True)
+class Side:
+    """One direction, up or down, of all peers: edges handed out, and how many fit."""
+
+    def __init__(self) -> None:
+        self.outstanding: dict[PeerId, int] = {}
+        self._moved: dict[PeerId, int] = {}
+        self._rate: dict[PeerId, float] = {}
+
+    def add(self, peer: PeerId, n: int) -> None:
+        self.outstanding[peer] = self.outstanding.get(peer, 0) + n
+
+    def moved(self, peer: PeerId) -> None:
+        self._moved[peer] = self._moved.get(peer, 0) + 1
+
+    def end_epoch(self) -> None:
+        """Take in what was moved since the last one, half and half with what was known."""
+        for peer in self._rate.keys() | self._moved.keys():
+            self._rate[peer] = (self._rate.get(peer, 0.0) + self._moved.get(peer, 0)) / 2
+        self._moved.clear()
+
+    def free(self, peer: PeerId) -> int:
+        """How many edges may be added.
+
+        About what the peer moves in an epoch, and one to begin the next with. A deeper queue holds
+        rare pieces back in thin shares of a link; a shallower one lets it run dry. A peer that
+        moves all it gets is given more the next time, so a fast one gets up to speed in a few
+        epochs.
+        """
+        depth = min(max(math.ceil(1.2 * self._rate.get(peer, 0.0)) + 1, DEPTH_MIN), DEPTH_MAX)
+        return max(depth - self.outstanding.get(peer, 0), 0)
+
+    def forget(self, peer: PeerId) -> None:
+        for table in (self.outstanding, self._moved, self._rate):
+            table.pop(peer, None)
+
+
 class Traffic:
     """Edges handed out and not yet done, per peer, over all blobs of the shard."""
 
-    up: dict[PeerId, int] = field(default_factory=dict)
-    down: dict[PeerId, int] = field(default_factory=dict)
-
-    def free(self, peer: PeerId) -> tuple[int, int]:
-        """(uploads, downloads) that may be added to what was handed out and is not done."""
-        return max(DEPTH - self.up.get(peer, 0), 0), max(DEPTH - self.down.get(peer, 0), 0)
-
-    def forget(self, peer: PeerId) -> None:
-        self.up.pop(peer, None)
-        self.down.pop(peer, None)
+    def __init__(self) -> None:
+        self.up = Side()
+        self.down = Side()
 
     def add(self, child: PeerId, parent: PeerId, n: int) -> None:
-        self.up[parent] = self.up.get(parent, 0) + n
-        self.down[child] = self.down.get(child, 0) + n
+        self.up.add(parent, n)
+        self.down.add(child, n)
+
+    def moved(self, child: PeerId, parent: PeerId) -> None:
+        self.up.moved(parent)
+        self.down.moved(child)
+
+    def end_epoch(self) -> None:
+        self.up.end_epoch()
+        self.down.end_epoch()
+
+    def forget(self, peer: PeerId) -> None:
+        self.up.forget(peer)
+        self.down.forget(peer)
 
 
 @dataclass(slots=True)
@@ -164,7 +203,9 @@ class Swarm:
         row.urgent &= ~bit
         row.undigested &= ~bit
         self.held |= bit
-        self.settle(peer, piece)
+        coming = self.settle(peer, piece)
+        if coming is not None:
+            self.traffic.moved(peer, coming.parent)
         if self.lease is not None and self.lease.todo is not None:
             self.lease.todo &= ~bit
             self.lease.demanded &= ~bit
