@@ -61,6 +61,7 @@ class Controller:
         self._replaced: set[str] = set()
         self._peers: dict[PeerId, PeerHandle] = {}
         self._shards = [ShardHandle(shard) for shard in range(config.scheduler.shards)]
+        self._has_looked = False
         self._node = own_node()
         self._duties = Duties(log)
         for shard in range(config.scheduler.shards):
@@ -74,6 +75,7 @@ class Controller:
         while True:
             nodes = await asyncio.to_thread(live_nodes)
             await self._reconcile(nodes)
+            self._has_looked = True
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _reconcile(self, nodes: list[dict[str, Any]]) -> None:
@@ -126,6 +128,10 @@ class Controller:
                 await shard.peer_gone(peer, ANSWER_TIMEOUT_S)
             except PeerUnavailable as error:
                 log.info("shard_away while forgetting a node: %s", error)
+
+    async def peers(self) -> tuple[PeerId, ...]:
+        """The peers of all live nodes, for a shard that starts again; none if not known yet."""
+        return tuple(self._specs) if self._has_looked else ()
 
     async def status(self) -> dict[str, Any]:
         """The whole cluster, in the shape of DESIGN §10."""

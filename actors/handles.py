@@ -102,10 +102,15 @@ class PeerHandle(_Handle):
 
 
 class ControllerHandle(_Handle):
-    """The controller, as peers see it."""
+    """The controller, as peers and shards see it."""
 
     def __init__(self) -> None:
         super().__init__(controller_name())
+
+    async def peers(self, timeout_s: float) -> tuple[PeerId, ...]:
+        """The peers of all live nodes."""
+        answer: tuple[PeerId, ...] = await self.ask("peers", timeout_s=timeout_s)
+        return answer
 
     async def status(self, timeout_s: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)

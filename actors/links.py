@@ -63,8 +63,18 @@ class ShardLink:
         self._wake.set()
 
     def heard(self, incarnation: int) -> bool:
-        """A message of this incarnation came; False if it is of a former life of the shard."""
-        return incarnation >= self._known
+        """The shard spoke first; False if that was its former life, whose word counts no more."""
+        if incarnation < self._known:
+            return False
+        self._note(incarnation)
+        return True
+
+    def _note(self, incarnation: int) -> None:
+        reborn = self._known not in (0, incarnation) or self._overflown
+        self._known = incarnation
+        self._overflown = False
+        if reborn:
+            self._step(ShardReborn(self.shard))
 
     async def run(self) -> None:
         """For ever: send what there is, or an empty report as a heartbeat."""
@@ -88,11 +98,7 @@ class ShardLink:
                 await asyncio.sleep(RETRY_S)
                 continue
             self._heartbeat_s = reply.heartbeat_s
-            reborn = self._known not in (0, reply.incarnation) or self._overflown
-            self._known = reply.incarnation
-            self._overflown = False
-            if reborn:
-                self._step(ShardReborn(self.shard))
+            self._note(reply.incarnation)
             self._step(ShardHeard(self.shard))
             for message in reply.messages:
                 self._step(ShardSaid(message))

@@ -53,6 +53,7 @@ from passel.core.messages import (
     ShardMessage,
     ShardSaid,
     StoreFull,
+    StoreRecovered,
     Tell,
 )
 from passel.core.peer import PeerMachine
@@ -183,6 +184,7 @@ class Peer:
                     digests,
                 )
             )
+        self._step(StoreRecovered())
         for link in self._links:
             self._duties.start(link.run())
         self._door = Door(self, self._config.store.path / "peer.sock")

@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 
 from passel.actors.duties import Duties
-from passel.actors.handles import PeerHandle, is_second_life
+from passel.actors.handles import ControllerHandle, PeerHandle, is_second_life
 from passel.actors.words import Reply, shard_limits
 from passel.config.sections import Config
-from passel.core.messages import Deliver, PeerGone, Reported, ReportItem, ShardEvent, ShardMessage
+from passel.core.messages import (
+    Deliver,
+    PeerGone,
+    PeersExpected,
+    Reported,
+    ReportItem,
+    ShardEvent,
+    ShardMessage,
+)
 from passel.core.shard import ShardMachine
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
@@ -54,6 +62,8 @@ class Shard:
         self._duties = Duties(log)
         self.n_reports = 0
         self.n_delivers = 0
+        if is_restart:
+            self._duties.start(self._wake_peers())
         log.info("shard_started shard=%d incarnation=%d seed=%d", shard, self._incarnation, seed)
 
     def __repr__(self) -> str:
@@ -90,6 +100,17 @@ class Shard:
             "delivers": self.n_delivers,
         }
 
+    async def _wake_peers(self) -> None:
+        """Make yourself known to those who are alive: they announce at once what they hold."""
+        try:
+            peers = await ControllerHandle().peers(QUIET_S)
+        except PeerUnavailable as error:
+            log.info("controller_away why=%s; the peers notice by themselves", error)
+            return
+        self._step(PeersExpected(peers))
+        for peer in peers:
+            self._deliver_to(peer)
+
     def _step(self, event: ShardEvent, caller: PeerId | None = None) -> list[ShardMessage]:
         # Synchronous on purpose: nothing else of this actor runs between event and messages.
         out = self._machine.handle(event, self._loop.time())
@@ -102,17 +123,20 @@ class Shard:
             if deliver.peer == caller:
                 mine.append(deliver.message)
                 continue
-            self._pending.setdefault(deliver.peer, []).append(deliver.message)
-            if deliver.peer not in self._senders:
-                self._senders.add(deliver.peer)
-                self._duties.start(self._sender(deliver.peer))
+            self._deliver_to(deliver.peer, deliver.message)
         return mine
+
+    def _deliver_to(self, peer: PeerId, *messages: ShardMessage) -> None:
+        self._pending.setdefault(peer, []).extend(messages)
+        if peer not in self._senders:
+            self._senders.add(peer)
+            self._duties.start(self._sender(peer))
 
     async def _sender(self, peer: PeerId) -> None:
         """Send what is pending for one peer, one call at a time, then end."""
         try:
             handle = self._peers.setdefault(peer, PeerHandle(peer))
-            while messages := self._pending.pop(peer, None):
+            while (messages := self._pending.pop(peer, None)) is not None:
                 self.n_delivers += 1
                 await handle.deliver(
                     self._shard, self._incarnation, tuple(messages), DELIVER_TIMEOUT_S

@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A body that stands still is given up by nydusd after 5 s; some of them go into finding the
-#: origin.
-STALL_S = 3.5
+#: How long the body of a pull may stand still.
 STALL_LONG_S = 30.0
 #: A range up to here is a lazy read, a longer one a pull.
 SHORT = 4 * 1024 * 1024
@@ -249,12 +247,12 @@ class Reading:
 
     async def _more(self, ensure: Ensure, stop: int) -> None:
         # Who reads a little at a time (nydusd) gives up after 5 s; who pulls a layer waits for
-        # minutes,
-        # and going to a slow origin too would make it slower for everybody.
-        patience_s = STALL_S if stop - self._at <= SHORT else STALL_LONG_S
+        # minutes, and going to a slow origin too would make it slower for everybody.
+        look_s = self._context.config.gateway.limits.peer_wait.total_seconds()
+        patience_s = look_s if stop - self._at <= SHORT else STALL_LONG_S
         waited_s = 0.0
-        while not await ensure.more(STALL_S):
-            waited_s += STALL_S
+        while not await ensure.more(look_s):
+            waited_s += look_s
             if waited_s >= patience_s or not await self._context.door.is_alive():
                 raise PeerStalled("the peer makes no progress")
 

@@ -211,6 +211,7 @@ class World:
             have = sum(1 << p for p in pieces)
             found = m.BlobFound(key.digest, key.upstream, size, piece_size, have, digests)
             self._event(new, found)
+        self._event(new, m.StoreRecovered())
         return new
 
     def kill_shard(self, down_s: float = 1.0) -> None:

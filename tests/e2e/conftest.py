@@ -35,12 +35,19 @@ def registry(folder: Path) -> Iterator[DockerRegistry]:
 
 
 @pytest.fixture
-def lab(registry: DockerRegistry) -> Iterator[Lab]:
+def gateway_limits() -> dict[str, str]:
+    """`gateway.limits` of the lab; a module may have its own."""
+    return {}
+
+
+@pytest.fixture
+def lab(registry: DockerRegistry, gateway_limits: dict[str, str]) -> Iterator[Lab]:
     """Three nodes in two zones, n1 is the seed; the gateways are started by the peers."""
     path = Path(tempfile.mkdtemp(prefix="pe2l"))
     lab = Lab(path, registry.url)
     try:
-        lab.start(["a", "a", "b"])
+        listeners = {"listen": ["127.0.0.1:0"], "health": ["127.0.0.1:0"]}
+        lab.start(["a", "a", "b"], {"gateway": {**listeners, "limits": gateway_limits}})
         for node in lab.nodes.values():
             eventually(lambda n=node: gateway_of(n.folder), 30)
         yield lab

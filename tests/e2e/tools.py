@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
@@ -107,6 +108,34 @@ class DockerRegistry:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(10)
+
+
+class SlowRegistry(DockerRegistry):
+    """The same behind nginx, which sends `bytes_per_s` per request and keeps the access log."""
+
+    def __init__(self, folder: Path, bytes_per_s: int) -> None:
+        super().__init__(folder)
+        behind, self.port = self.port, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "front.log"
+        config = folder / "front.conf"
+        config.write_text(
+            f"user {getpass.getuser()}; pid {folder}/front.pid; error_log {folder}/front-error.log; daemon off;\n"
+            "events {} http {\n"
+            "log_format bytes '\"$request_method $uri HTTP/1.1\" $status $body_bytes_sent ';\n"
+            f"access_log {self.log} bytes;\n"
+            f"client_body_temp_path {folder}/front-body; proxy_temp_path {folder}/front-proxy;\n"
+            f"server {{ listen 127.0.0.1:{self.port}; client_max_body_size 0; location / {{\n"
+            f"proxy_pass http://127.0.0.1:{behind}; proxy_set_header Host $http_host;\n"
+            f"proxy_max_temp_file_size 0; limit_rate {bytes_per_s}; }} }} }}\n"
+        )
+        self.front = subprocess.Popen([need("nginx"), "-c", str(config), "-p", str(folder)])
+        until(lambda: urllib.request.urlopen(f"{self.url}/v2/", timeout=2).status == 200)
+
+    def stop(self) -> None:
+        self.front.terminate()
+        self.front.wait(10)
+        super().stop()
 
 
 def make_nydus_image(folder: Path) -> NydusImage:

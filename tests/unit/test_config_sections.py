@@ -16,7 +16,7 @@ def test_without_a_file_there_is_docker_hub() -> None:
     assert "index.docker.io" in config.upstreams["docker.io"].aliases
     assert config.gateway.listen == ("127.0.0.1:65001", "127.0.0.1:4001")
     assert config.gateway.health == ("127.0.0.1:40901", "127.0.0.1:4003")
-    assert config.gateway.limits.peer_wait == timedelta(milliseconds=1800)
+    assert config.gateway.limits.peer_wait == timedelta(milliseconds=3500)
     assert config.store.capacity == 40 * 2**30
 
 

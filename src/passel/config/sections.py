@@ -153,9 +153,10 @@ class LimitsConfig(Section):
     """Clients connected at the same time; more are told 503."""
     direct: Count = 32
     """Reads that go straight to the origin at the same time, for want of the node's peer."""
-    peer_wait: PositiveDuration = timedelta(milliseconds=1800)
-    """How long the first byte of a read may take inside passel before the client is told 503, so
-    that it can still go elsewhere: nydusd waits 5 s, SOCI 3 s."""
+    peer_wait: PositiveDuration = timedelta(milliseconds=3500)
+    """How long a read waits for a peer that is away, has lost its shard or brings nothing more,
+    before it goes to the origin. A killed process is back in 2 to 3 s; nydusd gives a read up
+    after 5 s."""
 
 
 class GatewayConfig(Section):

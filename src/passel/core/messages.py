@@ -83,6 +83,11 @@ class Holds:
 
 
 @dataclass(frozen=True, slots=True)
+class Announced:
+    """Hello and all Holds are said: what this peer has not named by now it does not have."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gains:
     """Pieces that were verified and are served from now on: (piece, SHA-256)."""
 
@@ -173,6 +178,7 @@ class SeenPublic:
 ReportItem = (
     Hello
     | Holds
+    | Announced
     | Gains
     | Loses
     | Wants
@@ -305,7 +311,14 @@ class PeerGone:
     for_good: bool = False
 
 
-ShardEvent = Reported | PeerGone
+@dataclass(frozen=True, slots=True)
+class PeersExpected:
+    """A restarted shard learns who is alive: when all of these have announced, it knows again."""
+
+    peers: tuple[PeerId, ...]
+
+
+ShardEvent = Reported | PeerGone | PeersExpected
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +358,11 @@ class BlobFound:
     piece_size: int
     have: int
     digests: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecovered:
+    """At start: every blob that the store holds was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +488,7 @@ PeerEvent = (
     ReadStarted
     | ReadEnded
     | BlobFound
+    | StoreRecovered
     | BlobLost
     | ShardSaid
     | ShardReborn
@@ -651,8 +670,10 @@ class ShardLimits:
 
     epoch_s: float = 0.03
     lease_ttl_s: float = 10.0
-    grace_s: float = 3.0
-    revive_s: float = 2.0
+    #: How long a dead peer's pieces are expected back with its disk: by clients that wait, and by
+    #: everybody else.
+    revive_s: float = 3.0
+    grace_s: float = 8.0
     edge_ttl_s: float = 15.0
     urgent_ttl_s: float = 3.0
     blobs_max: int = 100_000

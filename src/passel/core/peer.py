@@ -22,6 +22,7 @@ from typing_extensions import assert_never
 from passel.core import bitfield, rendezvous
 from passel.core.holding import Attempt, Holding, Parent, Queued, Read, Unconfirmed
 from passel.core.messages import (
+    Announced,
     BlobFound,
     BlobLost,
     CancelAttempt,
@@ -78,6 +79,7 @@ from passel.core.messages import (
     SpanPiece,
     Stat,
     StoreFull,
+    StoreRecovered,
     Tell,
     Trouble,
     Unwants,
@@ -149,6 +151,9 @@ class PeerMachine:
                 self._span_event(event)
             case BlobFound():
                 self._found(event)
+            case StoreRecovered():
+                for shard in range(self.n_shards):
+                    self._tell(shard, Announced(), hurry=True)
             case BlobLost(digest):
                 self._lost(digest)
             case Promoted(blob, digests):
@@ -406,6 +411,7 @@ class PeerMachine:
                 self._tell(shard, LeaseHeld(work.ref, work.token, work.todo), hurry=True)
             holding.told = None
             self._say_wants(holding)
+        self._tell(shard, Announced(), hurry=True)
 
     def _announce(self, holding: Holding) -> None:
         geometry = holding.geometry

@@ -23,6 +23,7 @@ from typing_extensions import assert_never
 
 from passel.core import bitfield, rendezvous
 from passel.core.messages import (
+    Announced,
     Complaint,
     Corrupt,
     Deliver,
@@ -39,6 +40,7 @@ from passel.core.messages import (
     Loses,
     PeerGone,
     PeerInfo,
+    PeersExpected,
     Plan,
     Refusal,
     Refused,
@@ -95,6 +97,9 @@ class ShardMachine:
         self._next_token = incarnation * TOKENS_PER_INCARNATION
         self._rng = rng
         self._quiet_until = quiet_until
+        #: Who must have announced for the quiet to end early (empty: nobody said), and who has.
+        self._expected: set[PeerId] = set()
+        self._heard: set[PeerId] = set()
         self._epoch_at: float | None = None
         self._out: list[Deliver] = []
         #: Counters for telemetry.
@@ -112,12 +117,17 @@ class ShardMachine:
             case Reported(peer, incarnation, items):
                 for item in items:
                     self._item(peer, incarnation, item, now, dirty)
+            case PeersExpected(peers):
+                self._expected = set(peers)
             case PeerGone(peer, incarnation, for_good):
                 known = self.peers.get(peer)
                 if known and (incarnation is None or known.incarnation == incarnation):
                     self._peer_gone(peer, now, dirty, for_good)
             case _:
                 assert_never(event)
+        if now < self._quiet_until and self._expected and self._expected <= self._heard:
+            self._quiet_until = now
+            dirty.update(self._active)
         for blob in dirty:
             self._serve(self.swarms[blob], now)
         return self._out
@@ -178,6 +188,8 @@ class ShardMachine:
         match item:
             case Holds():
                 self._holds(peer, item, dirty)
+            case Announced():
+                self._announced(peer, dirty)
             case Gains():
                 self._gains(peer, item, now, dirty)
             case Loses(digest, upstream):
@@ -206,6 +218,12 @@ class ShardMachine:
             # A new life of the process: it will say itself what its disk kept.
             self._peer_gone(info.peer, now, dirty)
         self.peers[info.peer] = info
+
+    def _announced(self, peer: PeerId, dirty: dict[BlobId, None]) -> None:
+        self._heard.add(peer)
+        for blob, swarm in self.swarms.items():
+            if swarm.is_back(peer):
+                dirty[blob] = None
 
     def _holds(self, peer: PeerId, item: Holds, dirty: dict[BlobId, None]) -> None:
         if item.upstream is None:
@@ -431,13 +449,18 @@ class ShardMachine:
         """Pieces that must come from the origin; None while the size is unknown."""
         if swarm.geometry is None:
             return None
-        bits = 0
+        swarm.forget_ghosts(now - self.limits.grace_s)
+        urgent = rest = 0
         for row in swarm.rows.values():
             if row.wants_anything:
-                bulk = row.rest and now >= swarm.bulk_not_before
-                bits |= swarm.geometry.all_pieces if bulk else row.urgent
-        # Its process is back in a second or two, with what it had: the origin is not asked again.
-        return bits & ~swarm.held & ~swarm.expected_back(now)
+                urgent |= row.urgent
+                if row.rest and swarm.lost_holder is None:
+                    rest = swarm.geometry.all_pieces
+        # A dead process is back in a few seconds, with what it had: the origin is not asked again,
+        # except for a client that cannot wait so long.
+        urgent &= ~swarm.expected_back(now - self.limits.revive_s)
+        rest &= ~swarm.expected_back(now - self.limits.grace_s)
+        return (urgent | rest) & ~swarm.held
 
     def _lease(self, swarm: Swarm, now: float) -> None:
         """See to it that what nobody holds is being fetched, by one peer."""
@@ -590,20 +613,19 @@ class ShardMachine:
     def _peer_gone(
         self, peer: PeerId, now: float, dirty: dict[BlobId, None], for_good: bool = False
     ) -> None:
-        ghost_until = now if for_good else now + self.limits.revive_s
         for blob, swarm in self.swarms.items():
-            had_lease = swarm.lease is not None and swarm.lease.holder == peer
-            if swarm.forget_peer(peer, ghost_until):
+            if swarm.forget_peer(peer, now, for_good):
                 dirty[blob] = None
                 if swarm.is_wanted:
                     self._wake(swarm, now)
-            if had_lease and not for_good:
-                swarm.bulk_not_before = now + self.limits.grace_s
         for digest, copies in list(self.copies.items()):
             copies.holders.discard(peer)
             if not copies.holders:
                 del self.copies[digest]
         self.peers.pop(peer, None)
+        self._heard.discard(peer)
+        if for_good:
+            self._expected.discard(peer)
         self.traffic.forget(peer)
 
     # --- small things ---------------------------------------------------------------------------

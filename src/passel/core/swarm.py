@@ -148,10 +148,10 @@ class Swarm:
     held: int = 0
     rows: dict[PeerId, Row] = field(default_factory=dict)
     lease: LeaseState | None = None
-    #: Pieces of peers that died a moment ago -> until when they may come back with their disk.
+    #: Pieces of peers that died a moment ago, and when: their disks may be back soon.
     ghosts: dict[PeerId, tuple[int, float]] = field(default_factory=dict)
-    #: Before this time only urgent pieces are leased: a crashed holder may come back with its disk.
-    bulk_not_before: float = 0.0
+    #: The lease-holder that died, and when: it may come back with more than it had announced.
+    lost_holder: tuple[PeerId, float] | None = None
     #: repository -> until when it counts as public there.
     public: dict[str, float] = field(default_factory=dict)
     #: Peers that could not fetch from the origin lately -> until when they are not asked.
@@ -229,12 +229,17 @@ class Swarm:
             self.traffic.add(child, coming.parent, -1)
         return coming
 
-    def forget_peer(self, peer: PeerId, ghost_until: float) -> bool:
-        """The peer is gone: its row, the edges from it, its lease. True if it had any part here."""
+    def forget_peer(self, peer: PeerId, now: float, for_good: bool) -> bool:
+        """The peer is gone: its row, the edges from it, its lease. True if it had any part here.
+
+        `for_good`: with its disk.
+        """
         row = self.rows.get(peer)
+        if for_good:
+            self.ghosts.pop(peer, None)
         if row is not None:
-            if row.have:
-                self.ghosts[peer] = (row.have, ghost_until)
+            if row.have and not for_good:
+                self.ghosts[peer] = (row.have, now)
             for piece in list(row.coming):
                 self.settle(peer, piece)
             del self.rows[peer]
@@ -245,19 +250,35 @@ class Swarm:
         had_lease = self.lease is not None and self.lease.holder == peer
         if had_lease:
             self.lease = None
+            self.lost_holder = None if for_good else (peer, now)
+        elif for_good and self.lost_holder is not None and self.lost_holder[0] == peer:
+            self.lost_holder = None
         if row is not None:
             self.recount()
         return row is not None or had_lease
 
-    def expected_back(self, now: float) -> int:
-        """Pieces on the disks of peers whose process died and is being started again."""
+    def is_back(self, peer: PeerId) -> bool:
+        """A peer has announced what its disk kept. True if that was waited for."""
+        was_ghost = self.ghosts.pop(peer, None) is not None
+        was_holder = self.lost_holder is not None and self.lost_holder[0] == peer
+        if was_holder:
+            self.lost_holder = None
+        return was_ghost or was_holder
+
+    def expected_back(self, died_after: float) -> int:
+        """Pieces on the disks of peers whose process died since then and is being restarted."""
         bits = 0
-        for peer, (have, until) in list(self.ghosts.items()):
-            if until <= now or peer in self.rows:
-                del self.ghosts[peer]
-            else:
+        for have, died_at in self.ghosts.values():
+            if died_at > died_after:
                 bits |= have
         return bits
+
+    def forget_ghosts(self, died_before: float) -> None:
+        """These will not come back."""
+        for peer in [p for p, (_, died_at) in self.ghosts.items() if died_at <= died_before]:
+            del self.ghosts[peer]
+        if self.lost_holder is not None and self.lost_holder[1] <= died_before:
+            self.lost_holder = None
 
     def recount(self) -> None:
         self.held = 0

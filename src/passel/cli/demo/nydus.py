@@ -78,7 +78,9 @@ def build_image(folder: Path, source: Path) -> NydusImage:
     return NydusImage(source, bootstrap, blobs / name)
 
 
-def _config(registry: str, repository: str, gateway: str, ping: str, cache: Path) -> dict[str, Any]:
+def _config(
+    registry: str, repository: str, gateway: str, ping: str, cache: Path, timeout_s: int
+) -> dict[str, Any]:
     """nydusd's configuration, version 1 (JSON)."""
     backend = {
         "scheme": "http",
@@ -95,7 +97,7 @@ def _config(registry: str, repository: str, gateway: str, ping: str, cache: Path
                 "failure_limit": 5,
             }
         ],
-        "timeout": 5,
+        "timeout": timeout_s,
         "connect_timeout": 5,
         "retry_limit": 2,
     }
@@ -124,6 +126,7 @@ class Nydusd:
         gateway: str,
         ping: str,
         state: Path | None = None,
+        timeout_s: int = 5,
     ) -> None:
         program = find_program("nydusd")
         if program is None:
@@ -133,7 +136,8 @@ class Nydusd:
         self.cache = folder / "cache"
         self._api = folder / "api.sock"
         config = folder / "nydusd.json"
-        config.write_text(json.dumps(_config(registry, repository, gateway, ping, self.cache)))
+        settings = _config(registry, repository, gateway, ping, self.cache, timeout_s)
+        config.write_text(json.dumps(settings))
         # A proxy of the environment would be used for the mirror too.
         environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         if state is not None:
