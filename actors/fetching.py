@@ -116,6 +116,7 @@ class Fetching:
                 command.piece,
                 length,
                 sink,
+                turn=command.turn,
                 wait_s=WAIT_S if command.wait else 0.0,
                 timeout_s=PIECE_TIMEOUT_S,
             )

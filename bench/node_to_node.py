@@ -158,6 +158,7 @@ def fetch_all(
                     piece,
                     stop - start,
                     lambda offset, view, start=start: blob.write(start + offset, view),  # type: ignore[misc]
+                    turn=0,
                     wait_s=0.0,
                     timeout_s=60.0,
                 )

@@ -15,6 +15,7 @@ import numpy as np
 from passel.core.graph import SwarmState, plan
 from passel.core.graph.bits import count_columns, is_set, switch_off, switch_on
 from passel.core.graph.bounds import rounds_bound
+from passel.core.graph.choose import repeats
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ def spread(
     n_zones: int = 1,
     n_racks: int = 1,
     epoch: int = 1,
-    predict: bool = True,
     is_source: bool = True,
     seed: int = 0,
     rounds_max: int = 10_000,
@@ -68,19 +68,21 @@ def spread(
     queue = np.empty((0, 3), dtype=np.int64)
     rounds = n_cross = n_edges = 0
     while not (have == full).all():
+        ones = np.full(n_peers, epoch, dtype=np.int32)
         state = SwarmState(
             n_pieces,
             have,
             coming,
             wants,
-            (epoch - np.bincount(queue[:, 2], minlength=n_peers)).astype(np.int32),
-            (epoch - np.bincount(queue[:, 0], minlength=n_peers)).astype(np.int32),
+            ones,
+            ones,
             zone,
             rack,
             source,
             np.ones(n_peers, dtype=np.bool_),
+            flying=_flying(queue),
         )
-        graph = plan(state, float(rounds), rng, predict=predict, n_steps=epoch if predict else 1)
+        graph = plan(state, float(rounds), rng, n_steps=epoch)
         new = np.stack([graph.child, graph.piece, graph.parent], axis=1).astype(np.int64)
         switch_on(coming, new[:, 0], new[:, 1])
         queue = np.concatenate([queue, new])
@@ -100,6 +102,11 @@ def spread(
     return Outcome(
         rounds, rounds_bound(n_receivers, n_pieces), n_cross, n_pieces * zones_fed, n_edges
     )
+
+
+def _flying(queue: np.ndarray) -> np.ndarray:
+    """The queue with the round of each edge: its place in its parent's line."""
+    return np.column_stack([queue, repeats(queue[:, 2])]).astype(np.int32)
 
 
 def _round(have: np.ndarray, queue: np.ndarray) -> np.ndarray:

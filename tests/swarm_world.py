@@ -57,6 +57,9 @@ class Node:
     full: bool = False
     timer: float | None = None
     heard: int = 0
+    n_sending: int = 0
+    n_sent: int = 0
+    line: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
 
 
 @dataclass
@@ -137,7 +140,9 @@ class World:
         latency_s: float = 0.001,
         origin_latency_s: float = 0.02,
         shard_limits: m.ShardLimits | None = None,
+        upload_slots: int = 4,
     ) -> None:
+        self.upload_slots = upload_slots
         self.rng = np.random.default_rng(seed)
         self.now = 0.0
         self.latency_s = latency_s
@@ -428,11 +433,25 @@ class World:
             n_bytes = command.stop - command.start
             if parent.info.zone != node.info.zone:
                 self.cross_zone_bytes += n_bytes
-            self.links.begin(
-                command.parent, node.info.peer, n_bytes, lambda: arrive(digest, parent)
-            )
+
+            def turn() -> None:
+                parent.n_sent += 1
+                self.links.begin(
+                    command.parent, node.info.peer, n_bytes, lambda: arrive(digest, parent)
+                )
+
+            if parent.n_sending < self.upload_slots:
+                parent.n_sending += 1
+                turn()
+            else:
+                self._n += 1
+                heapq.heappush(parent.line, (command.turn, self._n, turn))
 
         def arrive(digest: bytes, parent: Node) -> None:
+            if parent.line:
+                heapq.heappop(parent.line)[2]()
+            else:
+                parent.n_sending -= 1
             if (node.info.peer, command.attempt) in self.cancelled:
                 return
             if not parent.alive:

@@ -120,7 +120,8 @@ class SlowRegistry(DockerRegistry):
         self.log = folder / "front.log"
         config = folder / "front.conf"
         config.write_text(
-            f"user {getpass.getuser()}; pid {folder}/front.pid; error_log {folder}/front-error.log; daemon off;\n"
+            f"user {getpass.getuser()}; daemon off; pid {folder}/front.pid;\n"
+            f"error_log {folder}/front-error.log;\n"
             "events {} http {\n"
             "log_format bytes '\"$request_method $uri HTTP/1.1\" $status $body_bytes_sent ';\n"
             f"access_log {self.log} bytes;\n"

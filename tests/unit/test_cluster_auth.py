@@ -9,7 +9,7 @@ import pytest
 from passel.transport.auth import ClusterAuth
 
 SECRET = b"a cluster secret of 32 bytes...."
-PATH = "/v1/blobs/" + "0f" * 32 + "/pieces/3?wait=1.000"
+PATH = "/v1/blobs/" + "0f" * 32 + "/pieces/3?turn=0&wait=1.000"
 NOW = 1_700_000_000.25
 
 

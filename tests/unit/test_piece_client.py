@@ -96,7 +96,7 @@ async def fetch(
 ) -> bytes:
     sink = sink if sink is not None else Sink()
     return await client.fetch(
-        address, BLOB, piece, length, sink, wait_s=wait_s, timeout_s=timeout_s
+        address, BLOB, piece, length, sink, turn=0, wait_s=wait_s, timeout_s=timeout_s
     )
 
 
@@ -198,7 +198,7 @@ async def test_wait_for_a_piece(source: FakeSource) -> None:
 
 async def test_busy_parent(source: FakeSource) -> None:
     async with serving(source, slots=1, slot_wait_s=0.0) as at, fetching() as client:
-        assert await at.server._slots.acquire(0)
+        assert await at.server._slots.acquire(0, 0)
         with pytest.raises(PeerBusy) as caught:
             await fetch(client, at.address)
         assert 0.02 <= caught.value.retry_after_s <= 1.0

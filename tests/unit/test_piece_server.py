@@ -118,12 +118,31 @@ async def test_what_is_not_there(source: FakeSource) -> None:
 async def test_piece_evicted_while_in_line(source: FakeSource) -> None:
     """Held when the request came, gone when a slot was free: a 404, not a broken body."""
     async with serving(source, slots=1, slot_wait_s=2.0) as at:
-        assert await at.server._slots.acquire(0)
+        assert await at.server._slots.acquire(0, 0)
         asked = asyncio.create_task(_status(at, piece_path(BLOB, 1)))
         await until(lambda: len(at.server._slots._line) == 1)
         source.held.remove(1)
         at.server._slots.release()
         assert await asked == 404
+        assert at.server.n_uploads == 0
+
+
+async def test_the_line_is_in_the_order_of_turns(source: FakeSource) -> None:
+    async with serving(source, slots=1) as at:
+        slots = at.server._slots
+        assert await slots.acquire(0, 0)
+        served: list[int] = []
+
+        async def stand(turn: int) -> None:
+            assert await slots.acquire(turn, 5.0)
+            served.append(turn)
+            slots.release()
+
+        tasks = [asyncio.create_task(stand(turn)) for turn in (9, 3, 0, 5)]
+        await until(lambda: len(slots._line) == 4)
+        slots.release()
+        await asyncio.gather(*tasks)
+        assert served == [0, 3, 5, 9]
         assert at.server.n_uploads == 0
 
 
@@ -136,7 +155,7 @@ async def _status(at: Serving, path: str) -> int:
 async def test_slots_used_up(tmp_path: Path) -> None:
     size = 16 * 2**20
     source = FakeSource(tmp_path, size, size)
-    async with serving(source, slots=2) as at:
+    async with serving(source, slots=2, slot_wait_s=0.05) as at:
         stalled = [await connect_and_ask(at, piece_path(BLOB, 0), 1024) for _ in range(2)]
         await until(lambda: at.server.n_uploads == 2)
         started = time.monotonic()

@@ -21,14 +21,19 @@ from passel.transport.wire import (
 BLOB = BlobId("0f" * 32)
 
 
-@pytest.mark.parametrize(("piece", "wait_s"), [(0, 0.0), (7, 1.5), (123_456_789, 29.999)])
-def test_piece_target_round_trip(piece: int, wait_s: float) -> None:
-    assert parse_target(piece_path(BLOB, piece, wait_s)) == PieceTarget(BLOB, piece, wait_s)
+@pytest.mark.parametrize(
+    ("piece", "turn", "wait_s"), [(0, 0, 0.0), (7, 1, 1.5), (123_456_789, 10**17, 29.999)]
+)
+def test_piece_target_round_trip(piece: int, turn: int, wait_s: float) -> None:
+    assert parse_target(piece_path(BLOB, piece, turn, wait_s)) == PieceTarget(
+        BLOB, piece, turn, wait_s
+    )
 
 
 def test_wait_is_cut_on_both_sides() -> None:
-    assert parse_target(piece_path(BLOB, 1, 500.0)) == PieceTarget(BLOB, 1, 30.0)
-    assert parse_target(f"/v1/blobs/{BLOB}/pieces/1?wait=999") == PieceTarget(BLOB, 1, 30.0)
+    assert parse_target(piece_path(BLOB, 1, 2, 500.0)) == PieceTarget(BLOB, 1, 2, 30.0)
+    target = parse_target(f"/v1/blobs/{BLOB}/pieces/1?turn=7&wait=999")
+    assert target == PieceTarget(BLOB, 1, 7, 30.0)
 
 
 def test_credentials_target_round_trip() -> None:
@@ -48,11 +53,13 @@ def test_credentials_target_round_trip() -> None:
         f"/v1/blobs/{BLOB}/pieces/01",
         f"/v1/blobs/{BLOB}/pieces/1234567890",
         f"/v1/blobs/{BLOB}/pieces/\u0661",
-        f"/v1/blobs/{BLOB}/pieces/1?wait=",
-        f"/v1/blobs/{BLOB}/pieces/1?wait=-1",
-        f"/v1/blobs/{BLOB}/pieces/1?wait=nan",
-        f"/v1/blobs/{BLOB}/pieces/1?wait=1&x=2",
-        f"/v1/blobs/{BLOB}/pieces/1\n",
+        f"/v1/blobs/{BLOB}/pieces/1?turn=0&wait=",
+        f"/v1/blobs/{BLOB}/pieces/1?turn=0&wait=-1",
+        f"/v1/blobs/{BLOB}/pieces/1?turn=0&wait=nan",
+        f"/v1/blobs/{BLOB}/pieces/1?turn=0&wait=1&x=2",
+        f"/v1/blobs/{BLOB}/pieces/1",
+        f"/v1/blobs/{BLOB}/pieces/1?turn=-1",
+        f"/v1/blobs/{BLOB}/pieces/1?turn=0\n",
         f"/v1/blobs/{BLOB}/credentials?wait=1",
         f"http://peer/v1/blobs/{BLOB}/pieces/1",
     ],

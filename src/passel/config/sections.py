@@ -208,8 +208,9 @@ class PeerConfig(Section):
     listen: Address = "0.0.0.0:0"
     """The piece server. Port 0 lets the kernel choose, the other peers learn it by themselves;
     name one if a firewall stands between the nodes."""
-    upload_slots: Count = 16
-    """Pieces that one node serves at the same time."""
+    upload_slots: Count = 4
+    """Pieces that one node sends at the same time; the other requests wait in line. More slots make
+    every piece late, and with it all that it could be passed on to."""
     download_slots: Count = 16
     """Pieces that one node fetches at the same time."""
     per_parent: Count = 4
@@ -221,8 +222,9 @@ class SchedulerConfig(Section):
 
     shards: Count = 1
     """How many. One serves about a thousand nodes that pull at the same time."""
-    epoch: PositiveDuration = timedelta(milliseconds=30)
-    """How often a shard plans. Shorter reacts sooner and costs more processor time."""
+    epoch: PositiveDuration = timedelta(milliseconds=15)
+    """The least time between two plans of a shard; it grows with the number of peers. Shorter
+    reacts sooner and costs more processor time."""
     lease_ttl: PositiveDuration = timedelta(seconds=10)
     """A back-to-source fetcher that reports nothing for this long loses its lease."""
 

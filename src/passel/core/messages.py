@@ -212,7 +212,8 @@ class Edge:
     `digest` is the shard's; None when the piece is still on its way to the parent, which is then
     asked to hold the request until it has the piece (`wait`). `authority`: the parent is the
     lease-holder that the shard itself named for this piece, so its word on the digest is the very
-    word that the shard would repeat.
+    word that the shard would repeat. A parent sends in the order of `turn`, lowest first; 0 is a
+    client that waits.
     """
 
     piece: int
@@ -220,7 +221,12 @@ class Edge:
     digest: bytes | None
     wait: bool = False
     authority: bool = False
-    urgent: bool = False
+    turn: int = 0
+
+    @property
+    def urgent(self) -> bool:
+        """A client waits for the piece."""
+        return self.turn == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,6 +544,7 @@ class FetchPiece:
     start: int
     stop: int
     wait: bool
+    turn: int
     source: str  # "peer" or "seed", for the counters
     cross_zone: bool
 
@@ -659,7 +666,8 @@ class PeerLimits:
     spans_per_lease: int = 3
     #: Reads up to this length are urgent as a whole; nydusd's are 2 MiB at the most.
     small_read_bytes: int = 8 * 1024 * 1024
-    stall_s: float = 2.0
+    #: A pull that got nothing in order for so long has its next piece treated as urgent.
+    stall_s: float = 8.0
     retry_s: float = 0.05
     patience_s: float = 30.0
 
@@ -668,7 +676,9 @@ class PeerLimits:
 class ShardLimits:
     """The numbers that a shard's decisions depend on, in base units."""
 
-    epoch_s: float = 0.03
+    #: From one plan to the next: the least, and what every peer that wants something adds.
+    epoch_s: float = 0.015
+    epoch_per_peer_s: float = 5e-5
     lease_ttl_s: float = 10.0
     #: How long a dead peer's pieces are expected back with its disk: by clients that wait, and by
     #: everybody else.

@@ -483,6 +483,7 @@ class PeerMachine:
                 start,
                 stop,
                 edge.wait,
+                edge.turn,
                 parent.role.value,
                 parent.zone != self.info.zone,
             )
@@ -541,7 +542,7 @@ class PeerMachine:
             others = [p for p in holding.fallbacks if p != edge.parent and p in self.parents]
             if others:
                 parent = others[edge.piece % len(others)]
-                again = Edge(edge.piece, parent, holding.digests[edge.piece], urgent=edge.urgent)
+                again = Edge(edge.piece, parent, holding.digests[edge.piece], turn=edge.turn)
                 holding.queue[edge.piece] = Queued(again, self._now + self.limits.retry_s)
 
     def _complain(self, holding: Holding, piece: int, parent: PeerId, trouble: Trouble) -> None:

@@ -12,18 +12,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from passel.core import bitfield
-from passel.core.graph import PieceParentGraph, SwarmState, plan
+from passel.core.graph import Ints, PieceParentGraph, SwarmState, plan
 from passel.core.messages import Edge, PeerInfo
 from passel.core.swarm import Row, Swarm
 from passel.ids import PeerId
 
+#: Pieces that a link moves side by side: edges of one step of a plan. Fewer leave a link idle when
+#: the other end is busy; more make every piece late, and with it all that follows from it.
+PER_STEP = 4
+
 
 @dataclass(slots=True)
 class BulkPlan:
-    """Edges and fallback parents, by child."""
+    """Edges and fallback parents, by child; the turns that it took."""
 
     edges: dict[PeerId, list[Edge]] = field(default_factory=dict)
     fallbacks: dict[PeerId, tuple[PeerId, ...]] = field(default_factory=dict)
+    n_steps: int = 0
 
 
 def plan_bulk(
@@ -31,21 +36,32 @@ def plan_bulk(
     peers: Mapping[PeerId, PeerInfo],
     rng: np.random.Generator,
     now: float,
+    first_turn: int,
 ) -> BulkPlan:
     """Edges for every peer that wants the rest of the blob and has room for more."""
     bulk = BulkPlan()
-    members = [p for p, row in swarm.rows.items() if row.have or swarm.row_is_hungry(row)]
+    members = list(swarm.rows)
     state = _state(swarm, members, peers)
     if not state.wants.any() or not state.have.any():
         return bulk
-    graph = plan(state, now, rng)
-    for child, piece, parent in zip(
-        graph.child.tolist(), graph.piece.tolist(), graph.parent.tolist(), strict=True
+    bulk.n_steps = _n_steps(int(state.up_depth.max()))
+    graph = plan(state, now, rng, bulk.n_steps)
+    for child, piece, parent, waits, step in zip(
+        graph.child.tolist(),
+        graph.piece.tolist(),
+        graph.parent.tolist(),
+        graph.waits.tolist(),
+        graph.step.tolist(),
+        strict=True,
     ):
-        edge = Edge(piece, members[parent], swarm.digest(piece))
+        edge = Edge(piece, members[parent], swarm.digest(piece), wait=waits, turn=first_turn + step)
         bulk.edges.setdefault(members[child], []).append(edge)
     _note_fallbacks(bulk, graph, members)
     return bulk
+
+
+def _n_steps(depth: int) -> int:
+    return max(1, depth // PER_STEP)
 
 
 def _note_fallbacks(bulk: BulkPlan, graph: PieceParentGraph, members: Sequence[PeerId]) -> None:
@@ -64,8 +80,9 @@ def _state(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerI
     index = {peer: i for i, peer in enumerate(members)}
     lease = swarm.lease
     fetching = 0 if lease is None or lease.todo is None else lease.todo
-    is_source = np.array([lease is not None and lease.holder == p for p in members], dtype=bool)
+    fetches = [lease is not None and lease.holder == p for p in members]
     up, down = swarm.traffic.up, swarm.traffic.down
+    up_depth = [up.depth(p) for p in members]
     banned = [
         (index[child], index[parent])
         for child in members
@@ -77,20 +94,36 @@ def _state(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerI
         have=bitfield.pack([row.have for row in rows], n_pieces),
         coming=bitfield.pack(
             [
-                row.coming_bits | (fetching if src else 0)
-                for row, src in zip(rows, is_source, strict=True)
+                row.coming_bits | (fetching if fetches_it else 0)
+                for row, fetches_it in zip(rows, fetches, strict=True)
             ],
             n_pieces,
         ),
         wants=bitfield.pack([_wants(swarm, row) for row in rows], n_pieces),
-        up_free=np.array([up.free(p) for p in members], dtype=np.int32),
-        down_free=np.array([down.free(p) for p in members], dtype=np.int32),
+        up_depth=np.array(up_depth, dtype=np.int32),
+        down_depth=np.array([down.depth(p) for p in members], dtype=np.int32),
+        flying=_flying(swarm, index, up_depth),
         zone=np.array([zones[peers[p].zone] for p in members], dtype=np.int32),
         rack=np.array([racks[peers[p].rack] for p in members], dtype=np.int32),
-        is_source=is_source,
+        is_source=np.array([swarm.is_source(p) for p in members], dtype=bool),
         can_serve=np.ones(len(members), dtype=bool),
         banned=np.array(banned, dtype=np.int32).reshape(-1, 2),
     )
+
+
+def _flying(swarm: Swarm, index: Mapping[PeerId, int], up_depth: list[int]) -> Ints:
+    """The edges that are not done, each with its step: from its place in its parent's line."""
+    n_steps = _n_steps(max(up_depth))
+    lines: dict[PeerId, list[tuple[int, int, int]]] = {}
+    for peer, row in swarm.rows.items():
+        for piece, coming in row.coming.items():
+            lines.setdefault(coming.parent, []).append((coming.turn, index[peer], piece))
+    rows: list[tuple[int, int, int, int]] = []
+    for peer, line in lines.items():
+        parent = index[peer]
+        for place, (_, child, piece) in enumerate(sorted(line)):
+            rows.append((child, piece, parent, place * n_steps // up_depth[parent]))
+    return np.array(rows, dtype=np.int32).reshape(-1, 4)
 
 
 def _wants(swarm: Swarm, row: Row) -> int:

@@ -64,6 +64,10 @@ from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
 TOKENS_PER_INCARNATION = 1 << 32
 
 
+#: A source has what nobody else has; it is spared as if it had so many pieces more to send.
+SOURCE_COST = 3
+
+
 class CompleteCopies:
     """Who has a blob whole: such copies count under every upstream."""
 
@@ -94,6 +98,7 @@ class ShardMachine:
         self.traffic = Traffic()
         self._by_digest: dict[Digest, set[BlobId]] = {}
         self._active: dict[BlobId, None] = {}
+        self._turn = 1
         self._next_token = incarnation * TOKENS_PER_INCARNATION
         self._rng = rng
         self._quiet_until = quiet_until
@@ -140,14 +145,17 @@ class ShardMachine:
         self._out = []
         self.n_epochs += 1
         self.traffic.end_epoch()
+        n_hungry = 0
         for blob in list(self._active):
             swarm = self.swarms[blob]
+            n_hungry += sum(swarm.row_is_hungry(row) for row in swarm.rows.values())
             self._expire(swarm, now)
             self._serve(swarm, now)
             self._bulk(swarm, now)
             if not swarm.is_wanted and swarm.lease is None:
                 del self._active[blob]
-        self._epoch_at = now + self.limits.epoch_s if self._active else None
+        epoch_s = self.limits.epoch_s + n_hungry * self.limits.epoch_per_peer_s
+        self._epoch_at = now + epoch_s if self._active else None
         self._trim()
         return self._out
 
@@ -295,7 +303,7 @@ class ShardMachine:
             swarm = self.swarms.get(blob)
             row = swarm.rows.get(peer) if swarm else None
             if swarm is not None and row is not None:
-                row.have = 0
+                swarm.lose(peer, row.have)
                 swarm.recount()
                 dirty[blob] = None
 
@@ -317,8 +325,10 @@ class ShardMachine:
     def _unwants(self, peer: PeerId, blob: BlobId) -> None:
         swarm = self.swarms.get(blob)
         row = swarm.rows.get(peer) if swarm else None
-        if row is not None:
+        if swarm is not None and row is not None:
             row.rest, row.urgent, row.ranges, row.sponsor = False, 0, (), False
+            for piece in list(row.coming):
+                swarm.give_up(peer, piece)
 
     def _complaint(self, peer: PeerId, item: Complaint, dirty: dict[BlobId, None]) -> None:
         swarm = self.swarms.get(item.blob)
@@ -327,14 +337,14 @@ class ShardMachine:
             return
         coming = row.coming.get(item.piece)
         if coming is not None and coming.parent == item.parent:
-            swarm.settle(peer, item.piece)
+            swarm.give_up(peer, item.piece)
         match item.trouble:
             case Trouble.CORRUPT | Trouble.DEAD:
                 row.banned.add(item.parent)
             case Trouble.MISSING:
                 parent = swarm.rows.get(item.parent)
                 if parent is not None and parent.have >> item.piece & 1:
-                    parent.have &= ~(1 << item.piece)
+                    swarm.lose(item.parent, 1 << item.piece)
                     swarm.recount()
             case Trouble.BUSY:
                 pass
@@ -523,7 +533,7 @@ class ShardMachine:
                     continue
                 if not swarm.held >> piece & 1:
                     demanded |= 1 << piece
-                coming = Coming(edge.parent, now + self.limits.urgent_ttl_s, urgent=True)
+                coming = Coming(edge.parent, now + self.limits.urgent_ttl_s, edge.turn)
                 swarm.expect(peer, piece, coming, edge.digest)
                 edges.append(edge)
             if edges:
@@ -533,12 +543,12 @@ class ShardMachine:
     def _urgent_edge(self, swarm: Swarm, child: PeerId, row: Row, piece: int) -> Edge | None:
         """The best parent for a piece that a client waits for, None if only the origin has it.
 
-        In the zone before across zones; there the one with the least to send. Somebody who is
-        still getting the piece counts as if he had one more to send: a crowd that wants the same
-        piece in the same moment becomes a tree instead of a queue at its only holder.
+        In the zone before across zones; there the one from whom it comes first, counting in
+        pieces: what he has to send before, and as much for every hop until he has it himself. A
+        crowd that wants the same piece in the same moment becomes a binomial tree instead of a
+        queue at its only holder.
         """
         zone = self.peers[child].zone
-        digest = swarm.digest(piece)
         near: list[tuple[float, PeerId, bool]] = []
         far: list[tuple[float, PeerId, bool]] = []
         for peer, other in swarm.rows.items():
@@ -546,30 +556,30 @@ class ShardMachine:
                 continue
             is_near = self.peers[peer].zone == zone
             cost = self.traffic.up.outstanding.get(peer, 0) + float(self._rng.random())
+            if swarm.is_source(peer):
+                cost += SOURCE_COST
             if other.have >> piece & 1:
                 (near if is_near else far).append((cost, peer, False))
-            elif is_near and not self._waits_on(swarm, peer, child, piece):
-                near.append((cost + 1, peer, True))
+            elif is_near and (hops := self._hops(swarm, peer, child, piece)) is not None:
+                near.append((cost + hops, peer, True))
         if near or far:
             _, parent, waits = min(near or far)
-            return Edge(piece, parent, digest, wait=waits, urgent=True)
+            return Edge(piece, parent, swarm.digest(piece), wait=waits)
         lease = swarm.lease
         if lease is None or lease.holder == child or lease.holder in row.banned:
             return None
-        return Edge(piece, lease.holder, digest, wait=True, authority=True, urgent=True)
+        return Edge(piece, lease.holder, swarm.digest(piece), wait=True, authority=True)
 
-    def _waits_on(self, swarm: Swarm, peer: PeerId, child: PeerId, piece: int) -> bool:
-        """Whether `peer` gets the piece, over any number of steps, from `child`, or not at all."""
-        is_coming = False
-        for _ in range(len(swarm.rows)):
+    def _hops(self, swarm: Swarm, peer: PeerId, child: PeerId, piece: int) -> int | None:
+        """Over how many peers the piece comes to `peer`; None if from `child`, or not at all."""
+        for hops in range(1, len(swarm.rows) + 1):
             coming = swarm.rows[peer].coming.get(piece) if peer in swarm.rows else None
             if coming is None:
-                return not is_coming
+                return None if hops == 1 else hops - 1
             if coming.parent == child:
-                return True
-            is_coming = True
+                return None
             peer = coming.parent
-        return True
+        return None
 
     def _demand(self, swarm: Swarm, pieces: int, now: float) -> None:
         """Tell the lease-holder what clients wait for; again every quarter of a second."""
@@ -593,18 +603,20 @@ class ShardMachine:
     def _bulk(self, swarm: Swarm, now: float) -> None:
         if swarm.geometry is None or not swarm.held:
             return
-        plan = plan_bulk(swarm, self.peers, self._rng, now)
+        plan = plan_bulk(swarm, self.peers, self._rng, now, self._turn)
+        self._turn += plan.n_steps
         swarm.epoch += 1
         for child, edges in plan.edges.items():
             until = now + self.limits.edge_ttl_s
             for edge in edges:
-                swarm.expect(child, edge.piece, Coming(edge.parent, until, False), edge.digest)
+                coming = Coming(edge.parent, until, edge.turn)
+                swarm.expect(child, edge.piece, coming, edge.digest)
             self._say_plan(swarm, child, edges, plan.fallbacks.get(child, ()))
 
     def _expire(self, swarm: Swarm, now: float) -> None:
         for peer, row in swarm.rows.items():
             for piece in [p for p, coming in row.coming.items() if coming.until <= now]:
-                swarm.settle(peer, piece)
+                swarm.give_up(peer, piece)
         lease = swarm.lease
         if lease is not None and now - lease.progress_at > self.limits.lease_ttl_s:
             swarm.failing[lease.holder] = now + self.limits.lease_ttl_s

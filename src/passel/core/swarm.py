@@ -15,7 +15,8 @@ from passel.core.pieces import Geometry
 from passel.ids import BlobKey, BlobRef, PeerId
 
 DIGEST_BYTES = 32
-DEPTH_MIN = 2
+#: Edges that a peer has outstanding in each direction, beyond what it moves in an epoch.
+DEPTH_MIN = 4
 DEPTH_MAX = 64
 
 
@@ -25,7 +26,12 @@ class Coming:
 
     parent: PeerId
     until: float
-    urgent: bool
+    turn: int
+
+    @property
+    def urgent(self) -> bool:
+        """A client waits for the piece."""
+        return self.turn == 0
 
 
 @dataclass(slots=True)
@@ -94,16 +100,14 @@ class Side:
             self._rate[peer] = (self._rate.get(peer, 0.0) + self._moved.get(peer, 0)) / 2
         self._moved.clear()
 
-    def free(self, peer: PeerId) -> int:
-        """How many edges may be added.
+    def depth(self, peer: PeerId) -> int:
+        """How many edges the peer should have outstanding.
 
-        About what the peer moves in an epoch, and one to begin the next with. A deeper queue holds
-        rare pieces back in thin shares of a link; a shallower one lets it run dry. A peer that
-        moves all it gets is given more the next time, so a fast one gets up to speed in a few
-        epochs.
+        About what it moves in an epoch, and a few to begin the next with. A deeper queue holds
+        rare pieces back; a shallower one lets the link run dry. A peer that moves all it gets is
+        given more the next time, so a fast one gets up to speed in a few epochs.
         """
-        depth = min(max(math.ceil(1.2 * self._rate.get(peer, 0.0)) + 1, DEPTH_MIN), DEPTH_MAX)
-        return max(depth - self.outstanding.get(peer, 0), 0)
+        return min(math.ceil(1.2 * self._rate.get(peer, 0.0)) + DEPTH_MIN, DEPTH_MAX)
 
     def forget(self, peer: PeerId) -> None:
         for table in (self.outstanding, self._moved, self._rate):
@@ -229,6 +233,34 @@ class Swarm:
             self.traffic.add(child, coming.parent, -1)
         return coming
 
+    def give_up(self, child: PeerId, piece: int) -> None:
+        """The piece does not come this way, nor from here to those who wait for it here.
+
+        So whoever waits does so, over any number of steps, for somebody who has the piece or
+        fetches it: planned anew, nobody can be made to wait for himself.
+        """
+        self.settle(child, piece)
+        self.lose(child, 1 << piece)
+
+    def lose(self, peer: PeerId, pieces: int) -> None:
+        """The peer does not have these, nor will it: who was to get them from it gives up too."""
+        row = self.rows.get(peer)
+        if row is not None:
+            row.have &= ~pieces
+        failed = [(peer, pieces)]
+        while failed:
+            parent, lost = failed.pop()
+            for child, other in self.rows.items():
+                gone = [
+                    piece
+                    for piece in bitfield.pieces(other.coming_bits & lost)
+                    if other.coming[piece].parent == parent
+                ]
+                for piece in gone:
+                    self.settle(child, piece)
+                if gone:
+                    failed.append((child, bitfield.of(gone)))
+
     def forget_peer(self, peer: PeerId, now: float, for_good: bool) -> bool:
         """The peer is gone: its row, the edges from it, its lease. True if it had any part here.
 
@@ -243,10 +275,9 @@ class Swarm:
             for piece in list(row.coming):
                 self.settle(peer, piece)
             del self.rows[peer]
-        for child, other in self.rows.items():
+        for other in self.rows.values():
             other.banned.discard(peer)
-            for piece in [p for p, c in other.coming.items() if c.parent == peer]:
-                self.settle(child, piece)
+        self.lose(peer, -1)
         had_lease = self.lease is not None and self.lease.holder == peer
         if had_lease:
             self.lease = None
@@ -279,6 +310,12 @@ class Swarm:
             del self.ghosts[peer]
         if self.lost_holder is not None and self.lost_holder[1] <= died_before:
             self.lost_holder = None
+
+    def is_source(self, peer: PeerId) -> bool:
+        """It goes to the origin, or has everything and takes nothing: others depend on it alone."""
+        if self.lease is not None and self.lease.holder == peer:
+            return True
+        return self.geometry is not None and self.rows[peer].have == self.geometry.all_pieces
 
     def recount(self) -> None:
         self.held = 0

@@ -107,11 +107,13 @@ class PieceClient:
         length: int,
         sink: Sink,
         *,
+        turn: int,
         wait_s: float,
         timeout_s: float,
     ) -> bytes:
         """Fetch a piece, pass it to `sink` in order, return the SHA-256 of what came (raw).
 
+        `turn` is the request's place in the parent's line, lowest first, 0 for a client that waits.
         `wait_s` is how long the parent may hold the answer back until it holds the piece;
         `timeout_s` bounds everything, `wait_s` and the queue for a thread included. `sink` is
         never called after this returned or raised, whatever happened, so that its file may be
@@ -128,7 +130,7 @@ class PieceClient:
         """
         job = Job(timeout_s)
         wait_s = min(wait_s, WAIT_S_MAX)
-        path = piece_path(blob, piece, wait_s)
+        path = piece_path(blob, piece, turn, wait_s)
 
         def work() -> bytes:
             hasher = hashlib.sha256()

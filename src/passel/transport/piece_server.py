@@ -37,9 +37,10 @@ from passel.transport.wire import (
 
 log = logging.getLogger(__name__)
 
-# Shorter than the time in which a child asks another parent, long enough for the gap between two
-# bodies: a slot comes free every few milliseconds when all are busy.
-_SLOT_WAIT_S: Final = 0.05
+# Standing in line costs nothing but a connection, and the shard has seen to it that the line is
+# short. A child that is sent away has to ask again, and the uplink may be idle meanwhile.
+_SLOT_WAIT_S: Final = 5.0
+_LINE_MAX: Final = 128
 _STALL_S: Final = 30.0
 _WAITS_MAX: Final = 1024
 _CONNECTIONS_MAX: Final = 4096
@@ -103,7 +104,7 @@ class PieceServer:
     ) -> None:
         self._source = source
         self._auth = auth
-        self._slots = UploadSlots(slots, n_waiting_max=4 * slots)
+        self._slots = UploadSlots(slots, n_waiting_max=_LINE_MAX)
         self._stall_s = stall_s
         self._slot_wait_s = slot_wait_s
         self._connections_max = connections_max
@@ -205,7 +206,7 @@ class PieceServer:
                 return self._busy(True)
         if not held:
             return self._not_held()
-        if not await self._slots.acquire(self._slot_wait_s):
+        if not await self._slots.acquire(target.turn, self._slot_wait_s):
             return self._busy()
         started = time.monotonic()
         try:

@@ -26,7 +26,8 @@ HEAD_BYTES_MAX: Final = 8192
 
 _TARGET = re.compile(
     r"/v1/blobs/([0-9a-f]{64})/"
-    r"(?:(credentials)|pieces/(0|[1-9][0-9]{0,8})(?:\?wait=([0-9]{1,3}(?:\.[0-9]{1,3})?))?)"
+    r"(?:(credentials)|pieces/(0|[1-9][0-9]{0,8})\?turn=(0|[1-9][0-9]{0,17})"
+    r"(?:&wait=([0-9]{1,3}(?:\.[0-9]{1,3})?))?)"
 )
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([1-9][0-9]{0,4})")
 
@@ -37,10 +38,15 @@ class PieceNotHeld(TransientError):
 
 @dataclass(frozen=True, slots=True)
 class PieceTarget:
-    """One piece of one blob, and how long the asker is ready to wait until it is held."""
+    """One piece of one blob, its turn, and how long the asker waits until it is held.
+
+    Of the requests that stand in line for a slot the lowest turn goes first; 0 is a client that
+    waits.
+    """
 
     blob: BlobId
     piece: int
+    turn: int = 0
     wait_s: float = 0.0
 
 
@@ -51,11 +57,11 @@ class CredentialsTarget:
     blob: BlobId
 
 
-def piece_path(blob: BlobId, piece: int, wait_s: float = 0.0) -> str:
+def piece_path(blob: BlobId, piece: int, turn: int = 0, wait_s: float = 0.0) -> str:
     """The request target of one piece; `wait_s` is cut to `WAIT_S_MAX`."""
-    path = f"/v1/blobs/{blob}/pieces/{piece}"
+    path = f"/v1/blobs/{blob}/pieces/{piece}?turn={turn}"
     wait_s = min(wait_s, WAIT_S_MAX)
-    return f"{path}?wait={wait_s:.3f}" if wait_s >= 0.001 else path
+    return f"{path}&wait={wait_s:.3f}" if wait_s >= 0.001 else path
 
 
 def credentials_path(blob: BlobId) -> str:
@@ -71,8 +77,8 @@ def parse_target(target: str) -> PieceTarget | CredentialsTarget | None:
     blob = BlobId(match[1])
     if match[2] is not None:
         return CredentialsTarget(blob)
-    wait_s = min(float(match[4]), WAIT_S_MAX) if match[4] is not None else 0.0
-    return PieceTarget(blob, int(match[3]), wait_s)
+    wait_s = min(float(match[5]), WAIT_S_MAX) if match[5] is not None else 0.0
+    return PieceTarget(blob, int(match[3]), int(match[4]), wait_s)
 
 
 def parse_address(address: str) -> tuple[socket.AddressFamily, str, int]:

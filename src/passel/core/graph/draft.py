@@ -44,24 +44,22 @@ class Level:
 class Draft:
     """The arrays of one plan in the making. `SwarmState` says what they mean."""
 
-    def __init__(self, state: SwarmState, *, predict: bool) -> None:
-        self.n_peers, self.n_pieces, self.predict = state.n_peers, state.n_pieces, predict
+    def __init__(self, state: SwarmState, n_steps: int) -> None:
+        self.n_peers, self.n_pieces, self.n_steps = state.n_peers, state.n_pieces, n_steps
         self.have = state.have
         moving = state.have | state.coming
         self.moving = moving
-        #: What a parent can give: verified pieces, and with `predict` also those on their way.
-        self.held = moving.copy() if predict else state.have
-        self.urgent = _valid_urgent(state)
-        wants = state.wants.copy()
-        bits.switch_on(wants, self.urgent[:, 0], self.urgent[:, 1])
-        self.wants = wants
-        self.need: Bits = wants & ~moving
+        #: What a parent can give in this step: verified pieces, and what came in earlier steps.
+        self.held = state.have.copy()
+        self.wants = state.wants
+        self.need: Bits = state.wants & ~moving
         self.copies = bits.count_columns(state.have, state.coming, n_pieces=state.n_pieces)
-        self.up_left = np.where(state.can_serve, np.maximum(state.up_free, 0), 0).astype(np.int64)
-        self.down_left = np.maximum(state.down_free, 0).astype(np.int64)
-        self.up_start, self.down_start = self.up_left.copy(), self.down_left.copy()
-        #: What may still be used in this step: a share of what is left.
-        self.up, self.down = self.up_left.copy(), self.down_left.copy()
+        self._flying = state.flying.astype(np.int64)
+        self._up_depth = np.where(state.can_serve, np.maximum(state.up_depth, 0), 0)
+        self._down_depth = np.maximum(state.down_depth, 0)
+        #: Slots of this step that are left.
+        self.up = self.down = np.zeros(self.n_peers, dtype=np.int64)
+        self._step = 0
         self.can_serve = state.can_serve
         self.is_source = state.is_source
         banned = state.banned.astype(np.int64)
@@ -72,41 +70,45 @@ class Draft:
         self.relays = self._relays(state)
         #: Neither zones nor keepers: no account of who entered where is needed.
         self.is_flat = self.levels[-1].n_domains == 1 and not self.keeper.any()
-        self._edges: list[tuple[Index, Index, Index, Flags, bool]] = []
-        self._n_predicted = 0
+        self._edges: list[tuple[Index, Index, Index, Flags, int]] = []
 
     @property
     def domain(self) -> Index:
         """The narrowest domain of each peer; inside it any holder may feed anybody."""
         return self.levels[-1].domain
 
-    def begin_step(self, step: int, n_steps: int) -> None:
-        """Open the share of the slots that belongs to this step.
+    def begin_step(self, step: int) -> None:
+        """Open the slots that belong to this step, less what is under way in them.
 
         What an earlier step left unused is gone, as the time of a link is: a link that is promised
         twice as much for a later step falls behind the plan.
         """
-        self.up = np.minimum(self.up_left, (self.up_start + n_steps - 1 - step) // n_steps)
-        self.down = np.minimum(self.down_left, (self.down_start + n_steps - 1 - step) // n_steps)
+        if step:
+            came = self._flying[self._flying[:, 3] == step - 1]
+            bits.switch_on(self.held, came[:, 0], came[:, 1])
+            for children, pieces, _, _, when in self._edges:
+                if when == step - 1:
+                    bits.switch_on(self.held, children, pieces)
+        self._step = step
+        # A link that is behind with its steps has them all taken.
+        busy = self._flying[np.minimum(self._flying[:, 3], self.n_steps - 1) == step]
+        self.up = self._slots(self._up_depth, busy[:, 2])
+        self.down = self._slots(self._down_depth, busy[:, 0])
 
-    def end_step(self) -> None:
-        """With `predict`, the children of this step can be parents in the next one."""
-        if self.predict:
-            for children, pieces, *_ in self._edges[self._n_predicted :]:
-                bits.switch_on(self.held, children, pieces)
-            self._n_predicted = len(self._edges)
+    def _slots(self, depth: NDArray[np.int64], busy: Index) -> Index:
+        """(n_peers,): the part of `depth` that falls into this step, less what is busy."""
+        step, n_steps = self._step, self.n_steps
+        share = (depth + n_steps - 1 - step) // n_steps
+        left: Index = np.maximum(share - np.bincount(busy, minlength=self.n_peers), 0)
+        return left
 
-    def take(self, children: Index, pieces: Index, parents: Index, *, urgent: bool = False) -> None:
+    def take(self, children: Index, pieces: Index, parents: Index) -> None:
         """Choose these edges. The caller has seen to it that they are allowed and distinct."""
         if not children.size:
             return
         bits.switch_off(self.need, children, pieces)
-        used_up = np.bincount(parents, minlength=self.n_peers)
-        used_down = np.bincount(children, minlength=self.n_peers)
-        self.up -= used_up
-        self.up_left -= used_up
-        self.down -= used_down
-        self.down_left -= used_down
+        self.up -= np.bincount(parents, minlength=self.n_peers)
+        self.down -= np.bincount(children, minlength=self.n_peers)
         self.copies += np.bincount(pieces, minlength=self.n_pieces).astype(np.int32)
         if not self.is_flat:
             for level in self.levels:
@@ -115,7 +117,21 @@ class Draft:
                 ordinary = ~self.keeper[children]
                 bits.switch_on(level.spread, level.domain[children[ordinary]], pieces[ordinary])
         waits = ~bits.is_set(self.have, parents, pieces)
-        self._edges.append((children, pieces, parents, waits, urgent))
+        self._edges.append((children, pieces, parents, waits, self._step))
+
+    def saving(self) -> Flags:
+        """(n_peers,) bool: sources that have, or fetch, what nobody else near them is getting.
+
+        They send nothing else: every piece must leave its source once before any is worth sending
+        twice, and what the others have they can pass on themselves.
+        """
+        saving = np.zeros(self.n_peers, dtype=np.bool_)
+        sources = np.flatnonzero(self.is_source)
+        if sources.size:
+            level = self.levels[0]
+            lacking = bits.union(self.need) & ~level.spread[level.domain[sources]]
+            saving[sources] = (self.moving[sources] & lacking).any(axis=1)
+        return saving
 
     def is_banned(self, children: Index, parents: Index) -> Flags:
         """Whether this child must not fetch from this parent; shapes broadcast."""
@@ -128,19 +144,19 @@ class Draft:
         """Sort keys: fewer copies first, in random order among equals."""
         return self.copies[pieces] + rng.random(pieces.size)
 
-    def edges(self) -> tuple[Index, Index, Index, Flags, Flags]:
-        """All edges in the order of choice: children, pieces, parents, waits, urgent."""
+    def edges(self) -> tuple[Index, Index, Index, Flags, Index]:
+        """All edges in the order of choice: children, pieces, parents, waits, steps."""
         if not self._edges:
             none, no = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
-            return none, none, none, no, no
-        children, pieces, parents, waits, urgent = zip(*self._edges, strict=True)
+            return none, none, none, no, none
+        children, pieces, parents, waits, steps = zip(*self._edges, strict=True)
         lengths = [part.size for part in children]
         return (
             np.concatenate(children),
             np.concatenate(pieces),
             np.concatenate(parents),
             np.concatenate(waits),
-            np.repeat(np.array(urgent, dtype=np.bool_), lengths),
+            np.repeat(np.array(steps, dtype=np.int64), lengths),
         )
 
     def _keepers(self, *, n_domains: int) -> Flags:
@@ -202,16 +218,6 @@ def _domains(zone: NDArray[np.int32], rack: NDArray[np.int32]) -> list[tuple[Ind
         if names.size > n_zones:
             levels.append((racks.astype(np.int64), zones, int(names.size)))
     return levels
-
-
-def _valid_urgent(state: SwarmState) -> Index:
-    """The urgent rows as int64, most urgent first, without those that are on their way."""
-    rows = state.urgent.astype(np.int64)
-    if rows.size:
-        moving = bits.is_set(state.have, rows[:, 0], rows[:, 1])
-        moving |= bits.is_set(state.coming, rows[:, 0], rows[:, 1])
-        rows = rows[~moving]
-    return rows
 
 
 def _pack(flags: Flags, n_words: int) -> Bits:

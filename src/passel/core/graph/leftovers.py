@@ -11,19 +11,19 @@ import numpy as np
 from passel.core.graph import bits, choose
 from passel.core.graph.bits import Index
 from passel.core.graph.draft import Draft
-from passel.core.graph.state import Bits
+from passel.core.graph.state import Bits, Flags
 
 
-def feed_leftovers(draft: Draft, rng: np.random.Generator) -> None:
+def feed_leftovers(draft: Draft, parents_able: Flags, rng: np.random.Generator) -> None:
     """Feed inside the domains until no free child needs what a free parent near it holds."""
     need = draft.need
     if draft.banned.size:
         need = need.copy()  # pairs that are banned are struck out here, not in the draft
     while True:
-        children, pieces = _proposals(draft, need, rng)
+        children, pieces = _proposals(draft, need, parents_able, rng)
         if not children.size:
             return
-        parents = choose.shuffled(draft.up > 0, rng)
+        parents = choose.shuffled((draft.up > 0) & parents_able, rng)
         found = choose.find_parents(
             draft, draft.held[parents], parents, children, pieces, draft.domain, rng
         )
@@ -36,14 +36,16 @@ def feed_leftovers(draft: Draft, rng: np.random.Generator) -> None:
             bits.switch_off(need, children[kept], pieces[kept])
 
 
-def _proposals(draft: Draft, need: Bits, rng: np.random.Generator) -> tuple[Index, Index]:
+def _proposals(
+    draft: Draft, need: Bits, parents_able: Flags, rng: np.random.Generator
+) -> tuple[Index, Index]:
     """The rarest pieces that children with free slots can get in their domain, rarest first.
 
     As many per child as it has slots, and not more in all than a block holds.
     """
     none = np.empty(0, dtype=np.int64)
     children = choose.shuffled(draft.down > 0, rng)
-    parents = np.flatnonzero(draft.up > 0)
+    parents = np.flatnonzero((draft.up > 0) & parents_able)
     if not children.size or not parents.size:
         return none, none
     n_domains = draft.levels[-1].n_domains

@@ -1,7 +1,8 @@
 """The piece-parent graph of one blob for one epoch.
 
-Stages, in order of what goes first: urgent pieces; pieces into the zones (and racks) that lack
-them; rarest pieces first inside each; leftovers. `draft.Draft` carries what they have in common.
+Stages of each step, in order of what goes first: pieces into the zones (and racks) that lack them;
+rarest pieces first inside each; leftovers. What a client waits for is not planned here: the shard
+gives it a parent in the very call that asks. `draft.Draft` carries what they have in common.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from passel.core.graph.fallbacks import choose_fallbacks
 from passel.core.graph.ingress import enter, enter_late, inject
 from passel.core.graph.leftovers import feed_leftovers
 from passel.core.graph.state import PieceParentGraph, SwarmState
-from passel.core.graph.urgent import feed_urgent
 from passel.core.graph.wave import match_waves
 
 
@@ -21,8 +21,6 @@ def plan(
     state: SwarmState,
     now: float,
     rng: np.random.Generator,
-    *,
-    predict: bool = False,
     n_steps: int = 1,
 ) -> PieceParentGraph:
     """Decide who fetches which piece from whom.
@@ -35,32 +33,27 @@ def plan(
         Seconds; only noted in the result.
     rng : np.random.Generator
         Breaks all ties. Lowest index first would turn the first peers into hot spots.
-    predict : bool
-        Let peers be parents of pieces that are still on their way to them.
     n_steps : int
-        In how many steps the slots are shared out: an edge of one step can use, if `predict`, what
-        an edge of an earlier step brings. About the number of pieces that a peer moves one after
-        the other in an epoch.
+        How many steps the plan has; one is about the time in which a link moves a piece. What an
+        edge of one step brings can be passed on by an edge of the next.
 
     Returns
     -------
     PieceParentGraph
-        Slots are not exceeded; nobody gets what he has or what is coming; a piece crosses into a
-        zone only if nobody there has it or is getting it.
+        Slots of no step are exceeded; nobody gets what he has or what is coming; a piece crosses
+        into a zone only if nobody there has it or is getting it.
     """
-    draft = Draft(state, predict=predict)
-    feed_urgent(draft, rng)
-    for step in range(n_steps):
-        draft.begin_step(step, n_steps)
+    draft = Draft(state, n_steps)
+    for number in range(n_steps):
+        draft.begin_step(number)
         _feed_all(draft, rng)
-        draft.end_step()
-    child, piece, parent, waits, urgent = draft.edges()
+    child, piece, parent, waits, step = draft.edges()
     return PieceParentGraph(
         child.astype(np.int32),
         piece.astype(np.int32),
         parent.astype(np.int32),
         waits,
-        urgent,
+        step.astype(np.int32),
         choose_fallbacks(draft, rng),
         now,
     )
@@ -71,7 +64,8 @@ def _feed_all(draft: Draft, rng: np.random.Generator) -> None:
     inject(draft, rng)
     enter(draft, rng)
     match_waves(draft, ~draft.keeper, rng)
+    able = ~draft.saving()
     if draft.keeper.any():
-        match_waves(draft, np.ones(draft.n_peers, dtype=np.bool_), rng)
-    feed_leftovers(draft, rng)
+        match_waves(draft, able, rng)
+    feed_leftovers(draft, able, rng)
     enter_late(draft, rng)

@@ -37,15 +37,16 @@ class SwarmState:
         Pieces in flight or planned to the peer, from a parent or from the origin.
     wants : (n_peers, n_words) uint64
         Pieces that the peer wants in this epoch; what it has or what is coming is ignored.
-    up_free, down_free : (n_peers,) int32
-        Uploads and downloads that may be added in this epoch. Fast links are told by many of them.
+    up_depth, down_depth : (n_peers,) int32
+        Pieces that each link moves while this plan lasts, those under way included. The steps of
+        the plan are equal parts of that time, and a link's depth is spread evenly over them.
+    flying : (n_flying, 4) int32
+        Rows (child, piece, parent, step): edges that were handed out and are not done, and in
+        which step they will be, counted from now. All are in `coming`.
     zone : (n_peers,) int32
         Any numbers; equal means the same zone.
     rack : (n_peers,) int32
         Likewise, inside a zone; all equal (0, or -1 for unknown) means that racks do not matter.
-    urgent : (n_urgent, 3) int32
-        Rows (peer, piece, rank): a client waits for it. Lower ranks first; the caller makes the
-        rank from class and deadline. They need not be in `wants`.
     is_source : (n_peers,) bool
         Peers that fetch from the origin right now: their uplinks are kept for what only they have.
     can_serve : (n_peers,) bool
@@ -57,13 +58,13 @@ class SwarmState:
     have: Bits
     coming: Bits
     wants: Bits
-    up_free: Ints
-    down_free: Ints
+    up_depth: Ints
+    down_depth: Ints
     zone: Ints
     rack: Ints
     is_source: Flags
     can_serve: Flags
-    urgent: Ints = field(default_factory=lambda: _no_rows(3))
+    flying: Ints = field(default_factory=lambda: _no_rows(4))
     banned: Ints = field(default_factory=lambda: _no_rows(2))
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class SwarmState:
             bits = getattr(self, name)
             if bits.shape != (n_peers, n_words) or bits.dtype != np.uint64:
                 raise ValueError(f"{name} must be ({n_peers}, {n_words}) uint64")
-        for name in ("up_free", "down_free", "zone", "rack", "is_source", "can_serve"):
+        for name in ("up_depth", "down_depth", "zone", "rack", "is_source", "can_serve"):
             if getattr(self, name).shape != (n_peers,):
                 raise ValueError(f"{name} must be ({n_peers},)")
 
@@ -94,9 +95,10 @@ class PieceParentGraph:
         in which it should start them.
     waits : (n_edges,) bool
         The parent does not have the piece yet: ask it to hold the request, or do something else
-        first. Only in plans made with ``predict=True``.
-    urgent : (n_edges,) bool
-        A client waits for the piece.
+        first.
+    step : (n_edges,) int32
+        In which step of the plan the edge is to be carried out. Inside a step no link is used
+        twice, so parents who send in this order keep out of each other's way.
     fallbacks : (n_peers, 4) int32
         Parents worth asking when the plan is blocked; -1 behind the last one.
     planned_at : float
@@ -107,7 +109,7 @@ class PieceParentGraph:
     piece: Ints
     parent: Ints
     waits: Flags
-    urgent: Flags
+    step: Ints
     fallbacks: Ints
     planned_at: float
 
