@@ -75,6 +75,7 @@ def run_facts(
         "wall_s": round(wall, 3),
         "needed_bytes": needed,
         "busy_share": round(watch.busy_share(CORES, wall), 3),
+        "own_busy_share": round(sum(watch.cpu_s.values()) / (CORES * watch.samples[-1].at), 3),
         "cpu_s": {kind: round(spent, 2) for kind, spent in sorted(watch.cpu_s.items())},
         "link_use": watch.use(crowd.link, wall),
         "control_share": watch.control_share(crowd.link, wall),

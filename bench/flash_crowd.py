@@ -45,6 +45,9 @@ from report import Report
 
 MIB = 1 << 20
 COMPLETE_TIMEOUT_S = 120.0
+#: What all nodes together get by default: two cores carry twice that through gateways, peers and
+#: Ray, so that the links and not the processor are what a crowd waits for.
+MBIT_IN_ALL = 800.0
 CALIBRATION_S = 2.0
 CALIBRATION_PORT = 7101
 #: What fills the links; the rest is control.
@@ -60,7 +63,7 @@ def main() -> None:
         for n_nodes in arguments.nodes:
             for n_zones in arguments.zones:
                 if n_zones <= n_nodes:
-                    run(arguments, n_nodes, n_zones)
+                    run(shaped(arguments, n_nodes), n_nodes, n_zones)
     except LabError as error:
         sys.exit(f"flash_crowd: {error}")
     except KeyboardInterrupt:
@@ -73,7 +76,7 @@ def parse() -> argparse.Namespace:
     add("--nodes", type=int, nargs="+", default=[8])
     add("--zones", type=int, nargs="+", default=[1])
     add("--mib", type=int, default=256, help="size of the blob")
-    add("--mbit", type=float, default=100, help="each node's link, both ways")
+    add("--mbit", type=float, help="each node's link, both ways (default: 800 over the nodes)")
     add("--origin-mbit", type=float, help="the origin's link (default: four nodes' links)")
     add("--trunk-mbit", type=float, help="between zones (default: not shaped)")
     add("--shaper", choices=("htb", "tbf"), default="htb", help="tbf: control waits behind bulk")
@@ -89,9 +92,15 @@ def parse() -> argparse.Namespace:
     add("--trace", type=Path, help="pieces and links over time of the last repetition, JSON lines")
     add("--prefix", default="pslfc-", help="of the namespaces")
     add("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the nodes' stores")
-    arguments = parser.parse_args()
-    arguments.origin_mbit = arguments.origin_mbit or 4 * arguments.mbit
-    return arguments
+    return parser.parse_args()
+
+
+def shaped(arguments: argparse.Namespace, n_nodes: int) -> argparse.Namespace:
+    """The same with every link's rate."""
+    rates = argparse.Namespace(**vars(arguments))
+    rates.mbit = arguments.mbit or MBIT_IN_ALL / n_nodes
+    rates.origin_mbit = arguments.origin_mbit or 4 * rates.mbit
+    return rates
 
 
 def run(arguments: argparse.Namespace, n_nodes: int, n_zones: int) -> None:
