@@ -40,7 +40,7 @@ import yaml
 from crowd_clients import Answer, Reader, all_at_once, stream
 from crowd_watch import Watch
 from netcluster import GATEWAY_PORT, ORIGIN_PORT, PIECE_PORT, REPOSITORY, NetCluster, Node
-from netlab import PAYLOAD_SHARE, LabError, NetLab
+from netlab import PAYLOAD_SHARE, LabError, NetLab, congestion_control
 from report import Report
 
 MIB = 1 << 20
@@ -80,6 +80,7 @@ def parse() -> argparse.Namespace:
     add("--origin-mbit", type=float, help="the origin's link (default: four nodes' links)")
     add("--trunk-mbit", type=float, help="between zones (default: not shaped)")
     add("--shaper", choices=("htb", "tbf"), default="htb", help="tbf: control waits behind bulk")
+    add("--congestion", help="TCP's congestion control in the lab (default: this machine's)")
     add("--arrival", choices=("together", "poisson", "serial", "rolling"), default="together")
     add("--gap", type=float, default=1.0, help="mean seconds between arrivals, for poisson")
     add("--batch", type=int, help="nodes that restart at a time, for rolling (default: a quarter)")
@@ -105,7 +106,7 @@ def shaped(arguments: argparse.Namespace, n_nodes: int) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, n_nodes: int, n_zones: int) -> None:
     """One cluster of this shape: all its cases. Nothing is left afterwards, whatever happens."""
-    lab = NetLab(arguments.prefix, BULK_PORTS, arguments.shaper)
+    lab = NetLab(arguments.prefix, BULK_PORTS, arguments.shaper, arguments.congestion)
     settings = yaml.safe_load(arguments.config.read_text()) if arguments.config else {}
     cluster = NetCluster(lab, arguments.folder / arguments.prefix.rstrip("-"), settings)
     zones = [chr(ord("a") + i * n_zones // n_nodes) for i in range(n_nodes)]
@@ -164,6 +165,7 @@ class Crowd:
             "origin_mbit": arguments.origin_mbit,
             "trunk_mbit": arguments.trunk_mbit,
             "shaper": arguments.shaper,
+            "congestion": congestion_control(self.nodes[0].host),
         }
 
     # --- cases ----------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ _CLONE_NEWNET = 0x40000000
 _CONTROL, _ACKS, _BULK = 10, 15, 20
 _RUN = Path("/run/netns")
 _ETC = Path("/etc/netns")
+_CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
 class LabError(RuntimeError):
@@ -78,6 +79,8 @@ class NetLab:
     prefix: str
     bulk_ports: Sequence[int] = ()
     shaper: str = "htb"
+    #: TCP's congestion control on all hosts; None: whatever this machine uses.
+    congestion: str | None = None
     hosts: dict[str, Host] = field(default_factory=dict)
     zones: list[str] = field(default_factory=list)
 
@@ -135,6 +138,8 @@ class NetLab:
                 f"route add default via {GATEWAY}",
             ],
         )
+        if self.congestion is not None:
+            congestion_control(host, self.congestion)
         if mbit is not None:
             self._shape(self.switch, host.port, mbit)
             self._shape(host.namespace, "eth0", mbit)
@@ -301,6 +306,20 @@ def inside(namespace: str) -> Iterator[None]:
 def _setns(libc: ctypes.CDLL, fd: int) -> None:
     if libc.setns(fd, _CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "setns")
+
+
+def congestion_control(host: Host, wanted: str | None = None) -> str:
+    """TCP's congestion control on `host`, after setting it to the one wanted. Raises LabError."""
+    with inside(host.namespace):
+        try:
+            if wanted is not None:
+                _CONGESTION.write_text(wanted, encoding="ascii")
+            return _CONGESTION.read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise LabError(
+                f"this kernel does not let a namespace have the congestion control {wanted}:"
+                " it can have those of the sysctl net.ipv4.tcp_allowed_congestion_control"
+            ) from error
 
 
 def _is_zombie(pid: int) -> bool:
