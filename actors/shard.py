@@ -93,7 +93,9 @@ class Shard:
             "delivers": self.n_delivers,
             "handle_s": round(self.handle_s, 6),
             "plan_s": round(self.plan_s, 6),
-            "us_per_decision": round((self.handle_s + self.plan_s) * 1e6 / max(machine.n_edges, 1), 2),
+            "us_per_decision": round(
+                (self.handle_s + self.plan_s) * 1e6 / max(machine.n_edges, 1), 2
+            ),
         }
 
     def _step(self, event: ShardEvent, caller: PeerId | None = None) -> list[ShardMessage]:

@@ -52,7 +52,7 @@ class Watch:
         self._stop = threading.Event()
         self._before = self.cluster.cpu_s()
         self._control = self.cluster.lab.control_bytes()
-        self.began = time.monotonic()
+        self.began, self._wall_began = time.monotonic(), time.time()
         self._look()
         loops = [self._links_loop] + ([self._pieces_loop] if self.digest else [])
         self._threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
@@ -150,11 +150,14 @@ class Watch:
         return min(self.samples, key=lambda sample: abs(sample.at - at))
 
     def lines(self) -> list[dict[str, Any]]:
-        """The trace: one dict per piece that arrived and per look at the links, in time order."""
+        """The trace, in time order: a piece in a store, a fetch from its beginning, the links."""
         lines: list[dict[str, Any]] = [
             {"t": round(at, 3), "event": "piece", "node": node, "piece": piece}
             for at, node, piece in self.pieces
         ]
+        for fetch in self.cluster.fetches(self.digest) if self.digest else ():
+            at = fetch.pop("at") - self._wall_began
+            lines.append({"t": round(at, 3), "event": "fetch", **fetch})
         for sample in self.samples:
             links = {name: [link.up, link.down] for name, link in sample.links.items()}
             lines.append({"t": round(sample.at, 3), "event": "links", "bytes": links})

@@ -16,7 +16,8 @@ fell short of 95 % of a link's payload, is void, and its lines say so.
     sudo python bench/flash_crowd.py --nodes 4 8 16 --zones 1 2 4 > flash_crowd.jsonl
     sudo python bench/flash_crowd.py --nodes 8 --pattern lazy
     sudo python bench/flash_crowd.py --nodes 8 --mixed
-    sudo python bench/flash_crowd.py --nodes 16 --trace trace.jsonl; python bench/plot_trace.py ...
+    sudo python bench/flash_crowd.py --nodes 16 --trace trace.jsonl
+    python bench/plot_trace.py trace.jsonl
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def run(arguments: argparse.Namespace, n_nodes: int, n_zones: int) -> None:
     """One cluster of this shape: all its cases. Nothing is left afterwards, whatever happens."""
     lab = NetLab(arguments.prefix, BULK_PORTS, arguments.shaper, arguments.congestion)
     settings = yaml.safe_load(arguments.config.read_text()) if arguments.config else {}
+    if arguments.trace:
+        settings["logging"] = {"level": "debug"}
     cluster = NetCluster(lab, arguments.folder / arguments.prefix.rstrip("-"), settings)
     zones = [chr(ord("a") + i * n_zones // n_nodes) for i in range(n_nodes)]
     done = False
@@ -181,7 +184,7 @@ class Crowd:
             "one": [(first.host, second.host)],
             "ring": [(a.host, b.host) for a, b in self._ring()],
         }
-        for name, each in pairs.items():
+        for name, each in ((name, each) for name, each in pairs.items() if each):
             rates: list[float] = []
             busy: list[float] = []
             for _ in range(self.arguments.repetitions):

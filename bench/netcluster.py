@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ from passel.client.exchange import fetch_json, to_socket
 from passel.client.state import NodeFolder, StateFolder, read_json
 from passel.client.status import peer_status
 from passel.errors import PasselError
-from passel.store.layout import Layout
+from passel.ids import BlobId, BlobKey, Digest
+from passel.store.layout import MAP, Layout
 
 PIECE_PORT = 7100
 ORIGIN_PORT = 5000
@@ -37,6 +40,11 @@ GATEWAY_PORT = 65001
 REPOSITORY = "bench/crowd"
 UPSTREAM = "lab"
 START_TIMEOUT_S = 90.0
+_FETCHED = re.compile(
+    r"^(?P<end>\S+) debug \S+ piece_fetched blob=(?P<blob>\S+) piece=(?P<piece>\d+)"
+    r" parent=(?P<parent>\S+) took_s=(?P<took>[0-9.]+)$",
+    re.MULTILINE,
+)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -243,13 +251,11 @@ class NetCluster:
 
     def copy_path(self, node: Node, digest: str) -> Path:
         """The complete blob in a node's store."""
-        name = digest.partition(":")[2]
-        return Layout(node.folder.store).blobs / "sha256" / name[:2] / name
+        return Layout(node.folder.store).blob(Digest.parse(digest))
 
     def map_path(self, node: Node, digest: str) -> Path:
         """The piece map of the blob while it is being fetched."""
-        blob = hashlib.sha256(f"{UPSTREAM}\n{digest}".encode()).hexdigest()
-        return node.folder.store / "partial" / blob / "map"
+        return Layout(node.folder.store).partial_folder(_blob_id(digest)) / MAP
 
     def wait_complete(self, nodes: Sequence[Node], digest: str, timeout_s: float) -> None:
         """The nodes have the whole blob, and it is the right one."""
@@ -290,6 +296,34 @@ class NetCluster:
         """The controller's view. Raises PeerUnavailable."""
         return peer_status(self.nodes[0].folder.store)
 
+    def fetches(self, digest: str) -> list[dict[str, Any]]:
+        """Every piece that a node got from another, from the peers' logs (level debug).
+
+        ``at`` is the wall clock's time of the beginning.
+        """
+        names: dict[str, str] = {}
+        pids: dict[int, str] = {}
+        for node in self.nodes:
+            health = fetch_json(to_socket(node.folder.door, 5.0), "/v1/health")
+            names[health["peer"]], pids[health["pid"]] = node.name, node.name
+        blob, found = _blob_id(digest), []
+        for path in (self.state.ray / "session_latest" / "logs").glob("worker-*.err"):
+            name = pids.get(int(path.stem.rpartition("-")[2]))
+            for match in _FETCHED.finditer(path.read_text(encoding="utf-8")) if name else ():
+                if match["blob"] == blob:
+                    took_s = float(match["took"])
+                    end = datetime.strptime(match["end"], "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()
+                    found.append(
+                        {
+                            "at": end - took_s,
+                            "node": name,
+                            "parent": names.get(match["parent"], match["parent"]),
+                            "piece": int(match["piece"]),
+                            "took_s": took_s,
+                        }
+                    )
+        return found
+
     def cpu_s(self) -> dict[str, float]:
         """Processor seconds so far, by kind of process; what has ended is not in it."""
         spent: dict[str, float] = {}
@@ -318,6 +352,10 @@ class NetCluster:
         if left:
             raise LabError(f"these processes do not end: {[process.pid for process in left]}")
         shutil.rmtree(processes.socket_folder(self.state.path), ignore_errors=True)
+
+
+def _blob_id(digest: str) -> BlobId:
+    return BlobKey(UPSTREAM, Digest.parse(digest)).id
 
 
 def _kind(pid: int) -> str:
