@@ -15,6 +15,7 @@ from netlab import PAYLOAD_SHARE
 from passel.core.pieces import Geometry
 
 if TYPE_CHECKING:
+    from crowd_clients import Answer
     from flash_crowd import Crowd, Pull
 
 CORES = len(os.sched_getaffinity(0))
@@ -62,7 +63,6 @@ def run_facts(
     # With arrivals over time everybody is timed by himself.
     times = [pull.finished - first if together else pull.elapsed_s for pull in pulls]
     wall = max(pull.finished for pull in pulls) - first
-    reads = sorted(answer.elapsed_s for pull in pulls for answer in pull.answers)
     links = watch.links()
     needed = touched_bytes(crowd, pulls)
     facts: dict[str, Any] = {
@@ -86,8 +86,7 @@ def run_facts(
         "shard": shard_facts(before, after, wall),
     }
     if crowd.arguments.pattern == "lazy":
-        facts["read_p50_s"] = round(quantile(reads, 0.5), 4)
-        facts["read_p99_s"] = round(quantile(reads, 0.99), 4)
+        facts["reads"] = read_facts([answer for pull in pulls for answer in pull.answers])
     if crowd.n_zones > 1:
         facts["cross_zone"] = cross_zone(crowd, watch, before, after)
     return facts
@@ -232,24 +231,40 @@ def straight_row(crowd: Crowd, watch: Watch, pulls: Sequence[Pull], sent: int) -
 
 
 def mixed_row(
-    crowd: Crowd, idle: Sequence[float], loaded: Sequence[float], walls: Sequence[float]
+    crowd: Crowd, idle: Sequence[Answer], loaded: Sequence[Answer], walls: Sequence[float]
 ) -> None:
     """The line of a reader's latencies beside a crowd, per read."""
     limit, _ = bound(crowd, crowd.size)
-    p99 = {"idle": quantile(idle, 0.99), "loaded": quantile(loaded, 0.99)}
+    quiet, busy = read_facts(idle), read_facts(loaded)
     crowd.report.row(
         "mixed",
         "s",
-        loaded,
+        [answer.elapsed_s for answer in loaded],
         parameters=crowd.parameters,
-        goal=2 * p99["idle"],
-        idle=[round(each, 5) for each in idle],
-        p50_s={"idle": quantile(idle, 0.5), "loaded": quantile(loaded, 0.5)},
-        p99_s=p99,
-        p99_loaded_over_idle=round(p99["loaded"] / p99["idle"], 3),
+        goal=2 * quiet["p99_s"],
+        idle=quiet,
+        loaded=busy,
+        p99_loaded_over_idle=round(busy["p99_s"] / quiet["p99_s"], 3),
         crowd_over_bound=[round(wall / limit, 3) for wall in walls],
         void=crowd.void,
     )
+
+
+def read_facts(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Latencies of reads: of all, and of those whose bytes were not on the node yet."""
+    times = [answer.elapsed_s for answer in answers]
+    missed = [answer.elapsed_s for answer in answers if answer.source != "local"]
+    facts: dict[str, Any] = {
+        "reads": len(times),
+        "p50_s": round(quantile(times, 0.5), 5),
+        "p99_s": round(quantile(times, 0.99), 5),
+        "highest_s": round(max(times), 5),
+        "missed": len(missed),
+    }
+    if missed:
+        facts["missed_p50_s"] = round(quantile(missed, 0.5), 5)
+        facts["missed_p99_s"] = round(quantile(missed, 0.99), 5)
+    return facts
 
 
 def write_trace(

@@ -50,9 +50,11 @@ COMPLETE_TIMEOUT_S = 120.0
 #: Ray, so that the links and not the processor are what a crowd waits for.
 MBIT_IN_ALL = 800.0
 CALIBRATION_S = 2.0
+WARM_UP_BYTES = 8 * MIB
 CALIBRATION_PORT = 7101
 #: What fills the links; the rest is control.
 BULK_PORTS = (PIECE_PORT, ORIGIN_PORT, CALIBRATION_PORT)
+MIXED_READS = 128
 #: nydusd's reads: chunks of a RAFS blob, and its metadata.
 LAZY_RANGES = ((32, MIB), (32, 4096))
 
@@ -118,6 +120,7 @@ def run(arguments: argparse.Namespace, n_nodes: int, n_zones: int) -> None:
         cluster.start(zones, arguments.mbit, arguments.origin_mbit, arguments.trunk_mbit)
         crowd = Crowd(arguments, cluster, n_zones)
         crowd.calibrate()
+        crowd.warm_up()
         if arguments.mixed:
             crowd.mixed()
         else:
@@ -214,6 +217,13 @@ class Crowd:
                 pairs += zip(inside, inside[1:] + inside[:1], strict=True)
         return pairs
 
+    def warm_up(self) -> None:
+        """One small blob to everybody, which does not count: connections, imports, first calls."""
+        digest = self.cluster.make_blob(WARM_UP_BYTES)
+        all_at_once(partial(self._pull, digest=digest), self.nodes)
+        self.cluster.wait_complete(self.nodes, digest, COMPLETE_TIMEOUT_S)
+        self.cluster.drop_blob(digest)
+
     def measure(self) -> None:
         """The crowd, that often; every time a new blob."""
         arguments = self.arguments
@@ -253,34 +263,36 @@ class Crowd:
         rows.straight_row(self, watch, pulls, sent)
 
     def mixed(self) -> None:
-        """A reader of small ranges on one node, alone and while a crowd fills the links."""
-        reader, holder, *others = self.nodes
-        idle: list[float] = []
-        loaded: list[float] = []
+        """A reader of small ranges on one node, alone and while a crowd fills the links.
+
+        What it reads lies on a seed and on one more node, not on its own.
+        """
+        roles = {node["node"]: node["role"] for node in self.cluster.status()["nodes"]}
+        plain = [node for node in self.nodes if roles[node.name] != "seed"]
+        if len(plain) < 2:
+            raise LabError("--mixed needs at least two nodes that are no seeds: say --nodes 3")
+        reader, holder = plain[:2]
+        idle: list[Answer] = []
+        loaded: list[Answer] = []
         walls: list[float] = []
         for _ in range(self.arguments.repetitions):
             quiet, busy, bulk = (self.cluster.make_blob(self.size) for _ in range(3))
             for digest in (quiet, busy):
                 self._pull(holder, digest)
                 self.cluster.wait_complete([holder], digest, COMPLETE_TIMEOUT_S)
-            spans = self._lazy_spans()
-            idle += self._latencies(reader, quiet, spans)
+            spans = self._random_spans()
+            idle += self._pull(reader, quiet, spans).answers
             self.cluster.wait_complete([reader], quiet, COMPLETE_TIMEOUT_S)
-            crowd = [reader, holder, *others]
             with ThreadPoolExecutor(1) as pool:
-                running = pool.submit(all_at_once, partial(self._pull, digest=bulk), crowd)
+                running = pool.submit(all_at_once, partial(self._pull, digest=bulk), self.nodes)
                 time.sleep(0.25 * self.size / self.link)
-                loaded += self._latencies(reader, busy, spans)
-                pulls = running.result()
-            walls.append(max(pull.elapsed_s for pull in pulls))
-            self.cluster.wait_complete(crowd, bulk, COMPLETE_TIMEOUT_S)
+                loaded += self._pull(reader, busy, spans).answers
+                walls.append(max(pull.elapsed_s for pull in running.result()))
+            self.cluster.wait_complete(self.nodes, bulk, COMPLETE_TIMEOUT_S)
             self.cluster.wait_complete([reader], busy, COMPLETE_TIMEOUT_S)
             for digest in (quiet, busy, bulk):
                 self.cluster.drop_blob(digest)
         rows.mixed_row(self, idle, loaded, walls)
-
-    def _latencies(self, node: Node, digest: str, spans: Sequence[tuple[int, int]]) -> list[float]:
-        return [answer.elapsed_s for answer in self._pull(node, digest, spans).answers]
 
     # --- readers --------------------------------------------------------------------------------
 
@@ -305,6 +317,15 @@ class Crowd:
                 start = self.rng.randrange(0, self.size - length, 4096)
                 spans.append((start, start + length))
         self.rng.shuffle(spans)
+        return spans
+
+    def _random_spans(self) -> list[tuple[int, int]]:
+        """Reads of 4 KiB to 1 MiB, as many small ones as large ones."""
+        spans = []
+        for _ in range(MIXED_READS):
+            length = 4096 << self.rng.randrange(9)
+            start = self.rng.randrange(0, self.size - length, 4096)
+            spans.append((start, start + length))
         return spans
 
     def _arrive(self, pull: Callable[[Node], Pull]) -> list[Pull]:
