@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -109,6 +110,7 @@ class Fetching:
         def sink(offset: int, view: memoryview) -> None:
             partial.write(start + offset, view)
 
+        began = time.monotonic()
         try:
             digest = await self._pieces.fetch(
                 command.address,
@@ -123,6 +125,13 @@ class Fetching:
         except PasselError as error:
             self._step(_piece_failed(command, error))
             return
+        log.debug(
+            "piece_fetched blob=%s piece=%d parent=%s took_s=%.4f",
+            command.blob,
+            command.piece,
+            command.parent,
+            time.monotonic() - began,
+        )
         self.bytes_from[command.source] += length
         if command.cross_zone:
             self.cross_zone_bytes += length

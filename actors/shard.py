@@ -62,6 +62,9 @@ class Shard:
         self._duties = Duties(log)
         self.n_reports = 0
         self.n_delivers = 0
+        #: Seconds that the machine took for reports, and for epochs.
+        self.handle_s = 0.0
+        self.plan_s = 0.0
         if is_restart:
             self._duties.start(self._wake_peers())
         log.info("shard_started shard=%d incarnation=%d seed=%d", shard, self._incarnation, seed)
@@ -98,6 +101,11 @@ class Shard:
             "leases": machine.n_leases,
             "reports": self.n_reports,
             "delivers": self.n_delivers,
+            "handle_s": round(self.handle_s, 6),
+            "plan_s": round(self.plan_s, 6),
+            "us_per_decision": round(
+                (self.handle_s + self.plan_s) * 1e6 / max(machine.n_edges, 1), 2
+            ),
         }
 
     async def _wake_peers(self) -> None:
@@ -113,7 +121,9 @@ class Shard:
 
     def _step(self, event: ShardEvent, caller: PeerId | None = None) -> list[ShardMessage]:
         # Synchronous on purpose: nothing else of this actor runs between event and messages.
+        began = time.perf_counter()
         out = self._machine.handle(event, self._loop.time())
+        self.handle_s += time.perf_counter() - began
         self._rearm()
         return self._send(out, caller)
 
@@ -163,6 +173,8 @@ class Shard:
 
     def _on_timer(self) -> None:
         self._timer = None
+        began = time.perf_counter()
         out = self._machine.handle_timer(self._loop.time())
+        self.plan_s += time.perf_counter() - began
         self._rearm()
         self._send(out, None)

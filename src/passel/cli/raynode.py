@@ -33,10 +33,11 @@ def main() -> int:
     parser.add_argument("--sockets", type=Path, required=True)
     parser.add_argument("--incarnation", type=int, required=True)
     parser.add_argument("--gcs", help="join the cluster of this address; none: begin one")
+    parser.add_argument("--address", default=ADDRESS, help="the node's own, where it matters")
     options = parser.parse_args()
     name = f"{options.node}-{options.incarnation}"
     parameters = RayParams(
-        node_ip_address=ADDRESS or ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
+        node_ip_address=options.address or ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
         node_name=options.node,
         gcs_address=options.gcs,
         gcs_server_port=None if options.gcs else 0,

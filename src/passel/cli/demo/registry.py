@@ -76,7 +76,7 @@ class Limit:
 
 
 class Registry:
-    """Serves one folder. `start` listens on the loopback, `stop` ends it."""
+    """Serves one folder. `start` listens, on the loopback unless told otherwise; `stop` ends it."""
 
     def __init__(
         self,
@@ -97,17 +97,17 @@ class Registry:
         for folder in ("blobs", "manifests", "uploads"):
             (root / folder).mkdir(parents=True, exist_ok=True)
 
-    async def start(self, port: int = 0) -> str:
+    async def start(self, port: int = 0, host: str = "127.0.0.1") -> str:
         """Listen; returns the base URL."""
         app = web.Application(client_max_size=1 << 40)
         app.router.add_get("/_demo/stats", self._stats)
         app.router.add_route("*", "/{tail:.*}", self._logged)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        site = web.TCPSite(self._runner, host, port)
         await site.start()
         assert self._runner.addresses
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.url = f"http://{host}:{self._runner.addresses[0][1]}"
         return self.url
 
     async def stop(self) -> None:
@@ -333,7 +333,7 @@ async def serve(options: argparse.Namespace, log: TextIO | None) -> None:
         registry = Registry(
             Path(options.root or scratch), rate_bytes_per_s=rate, latency_s=latency_s, log=log
         )
-        print(await registry.start(options.port), flush=True)
+        print(await registry.start(options.port, options.host), flush=True)
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -345,6 +345,7 @@ def main(words: list[str] | None = None) -> None:
     """The command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m passel.cli.demo.registry", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0: the kernel chooses")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--root", help="folder of the blobs; left out: a temporary one")
     parser.add_argument("--rate", help="bytes per second for all together, as in '64 MiB'")
     parser.add_argument("--latency", default="0 s", help="before every answer, as in '20 ms'")
