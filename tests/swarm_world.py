@@ -140,7 +140,7 @@ class World:
         latency_s: float = 0.001,
         origin_latency_s: float = 0.02,
         shard_limits: m.ShardLimits | None = None,
-        upload_slots: int = 4,
+        upload_slots: int = 5,
     ) -> None:
         self.upload_slots = upload_slots
         self.rng = np.random.default_rng(seed)
@@ -440,7 +440,7 @@ class World:
                     command.parent, node.info.peer, n_bytes, lambda: arrive(digest, parent)
                 )
 
-            if parent.n_sending < self.upload_slots:
+            if parent.n_sending < self.upload_slots - (command.turn > 0):
                 parent.n_sending += 1
                 turn()
             else:
@@ -448,10 +448,10 @@ class World:
                 heapq.heappush(parent.line, (command.turn, self._n, turn))
 
         def arrive(digest: bytes, parent: Node) -> None:
-            if parent.line:
+            parent.n_sending -= 1
+            if parent.line and parent.n_sending < self.upload_slots - (parent.line[0][0] > 0):
+                parent.n_sending += 1
                 heapq.heappop(parent.line)[2]()
-            else:
-                parent.n_sending -= 1
             if (node.info.peer, command.attempt) in self.cancelled:
                 return
             if not parent.alive:

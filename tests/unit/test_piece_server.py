@@ -16,6 +16,7 @@ from unit.piece_fakes import BLOB, OTHER_BLOB, SECRET, FakeSource, Serving, serv
 
 from passel.ids import BlobId
 from passel.transport.auth import AUTH_HEADER, ClusterAuth
+from passel.transport.sending import Gate
 from passel.transport.wire import PIECE_DIGEST_HEADER, RETRY_AFTER_MS_HEADER, piece_path
 
 PIECE = 64 * 1024
@@ -144,6 +145,38 @@ async def test_the_line_is_in_the_order_of_turns(source: FakeSource) -> None:
         await asyncio.gather(*tasks)
         assert served == [0, 3, 5, 9]
         assert at.server.n_uploads == 0
+
+
+async def test_a_slot_is_kept_for_clients_and_bulk_pauses_for_them(tmp_path: Path) -> None:
+    size = 16 * 2**20
+    source = FakeSource(tmp_path, size, size)
+    async with serving(source, slots=2, slot_wait_s=0.05) as at:
+        bulk = await connect_and_ask(at, piece_path(BLOB, 0, turn=1), 1024)
+        await until(lambda: at.server.n_uploads == 1)
+        assert await _status(at, piece_path(BLOB, 0, turn=2)) == 503
+        client = await connect_and_ask(at, piece_path(BLOB, 0, turn=0), 1024)
+        await until(lambda: at.server.n_uploads == 2)
+        assert at.server._gate.is_closed
+        client.close()
+        await until(lambda: at.server.n_uploads == 1)
+        assert not at.server._gate.is_closed
+        bulk.close()
+
+
+async def test_clients_that_follow_each_other_do_not_stop_bulk_for_good() -> None:
+    gate = Gate(0.01)
+    resumed = asyncio.Event()
+    gate.enter()
+    gate.wait(resumed.set)
+    assert gate.is_closed
+    gate.enter()
+    gate.leave()
+    await asyncio.wait_for(resumed.wait(), 5)
+    assert not gate.is_closed
+    gate.leave()
+    gate.enter()
+    assert gate.is_closed, "a new client, after a moment without any"
+    gate.leave()
 
 
 async def _status(at: Serving, path: str) -> int:

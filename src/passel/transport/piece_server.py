@@ -24,7 +24,7 @@ from passel.errors import InputError
 from passel.ids import BlobId
 from passel.oci.ranges import content_range, parse_range
 from passel.transport.auth import AUTH_HEADER, ClusterAuth
-from passel.transport.sending import send_file
+from passel.transport.sending import Gate, send_file
 from passel.transport.slots import UploadSlots
 from passel.transport.wire import (
     HEAD_BYTES_MAX,
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 # short. A child that is sent away has to ask again, and the uplink may be idle meanwhile.
 _SLOT_WAIT_S: Final = 5.0
 _LINE_MAX: Final = 128
+#: How long bulk may have to pause for clients, in a row.
+_PAUSE_S: Final = 0.5
 _STALL_S: Final = 30.0
 _WAITS_MAX: Final = 1024
 _CONNECTIONS_MAX: Final = 4096
@@ -105,6 +107,7 @@ class PieceServer:
         self._source = source
         self._auth = auth
         self._slots = UploadSlots(slots, n_waiting_max=_LINE_MAX)
+        self._gate = Gate(_PAUSE_S)
         self._stall_s = stall_s
         self._slot_wait_s = slot_wait_s
         self._connections_max = connections_max
@@ -214,7 +217,13 @@ class PieceServer:
             location = self._source.locate(target.blob, target.piece)
             if location is None:
                 return self._not_held()
-            return await self._send(request, location)
+            if target.turn:
+                return await self._send(request, location, self._gate)
+            self._gate.enter()
+            try:
+                return await self._send(request, location, None)
+            finally:
+                self._gate.leave()
         finally:
             self._slots.release()
             self._body_s += (time.monotonic() - started - self._body_s) / 8
@@ -234,7 +243,9 @@ class PieceServer:
             self._waits.discard(task)
             task.cancel()
 
-    async def _send(self, request: web.BaseRequest, location: PieceLocation) -> web.StreamResponse:
+    async def _send(
+        self, request: web.BaseRequest, location: PieceLocation, gate: Gate | None
+    ) -> web.StreamResponse:
         start, stop, status = 0, location.length, 200
         headers = {
             PIECE_DIGEST_HEADER: location.digest.hex(),
@@ -267,6 +278,7 @@ class PieceServer:
                     stop - start,
                     stall_s=self._stall_s,
                     progress=self._count,
+                    gate=gate,
                 )
             except (OSError, asyncio.CancelledError) as error:
                 # Part of the body may be out. Only the end of the connection tells the child that

@@ -20,6 +20,46 @@ class SendStalled(ConnectionError):
     """The receiver took nothing for the whole deadline."""
 
 
+class Gate:
+    """Lets bulk bodies pause while a client waits for one: the link is the client's alone then.
+
+    At most for `pause_s` in a row: clients that follow each other must not stop bulk for good.
+    Belongs to one event loop.
+    """
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._n_clients = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._resumes: list[Callable[[], None]] = []
+        self.is_closed = False
+
+    def enter(self) -> None:
+        """A client's body begins."""
+        self._n_clients += 1
+        if self._n_clients == 1:
+            self.is_closed = True
+            self._timer = asyncio.get_running_loop().call_later(self._pause_s, self._open)
+
+    def leave(self) -> None:
+        """It ended, well or not."""
+        self._n_clients -= 1
+        if self._n_clients == 0:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._open()
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once, when bulk may go on."""
+        self._resumes.append(resume)
+
+    def _open(self) -> None:
+        self.is_closed = False
+        resumes, self._resumes = self._resumes, []
+        for resume in resumes:
+            resume()
+
+
 class FileTooShort(ConnectionError):
     """The file ended before the announced length; the connection is of no more use."""
 
@@ -32,11 +72,13 @@ async def send_file(
     *,
     stall_s: float,
     progress: Callable[[int], None],
+    gate: Gate | None = None,
 ) -> None:
     """Send `count` bytes of `fd` from `offset`, after what the transport still has to write.
 
-    Returns when the kernel has taken all of them. `progress` is told the size of each step. The
-    caller keeps `fd` open, and aborts the transport on any exception: part of the body is out.
+    Returns when the kernel has taken all of them. `progress` is told the size of each step. Where
+    there is a `gate`, the bytes pause while it is closed. The caller keeps `fd` open, and aborts
+    the transport on any exception: part of the body is out.
 
     Raises
     ------
@@ -53,7 +95,7 @@ async def send_file(
     # The loop refuses writers on a descriptor that one of its transports owns.
     duplicate = _duplicate(transport)
     try:
-        await _Pump(duplicate, fd, offset, count, stall_s, progress).run()
+        await _Pump(duplicate, fd, offset, count, stall_s, progress, gate).run()
     finally:
         duplicate.close()
 
@@ -94,7 +136,9 @@ class _Pump:
         count: int,
         stall_s: float,
         progress: Callable[[int], None],
+        gate: Gate | None,
     ) -> None:
+        self._gate = gate
         self._loop = asyncio.get_running_loop()
         self._sock_fd = sock.fileno()
         self._fd = fd
@@ -108,9 +152,8 @@ class _Pump:
 
     async def run(self) -> None:
         try:
+            self._loop.add_writer(self._sock_fd, self._step)
             self._step()
-            if not self._done.done():
-                self._loop.add_writer(self._sock_fd, self._step)
             await self._done
         finally:
             self._loop.remove_writer(self._sock_fd)
@@ -118,6 +161,10 @@ class _Pump:
 
     def _step(self) -> None:
         if self._done.done():
+            return
+        if self._gate is not None and self._gate.is_closed:
+            self._loop.remove_writer(self._sock_fd)
+            self._gate.wait(self._resume)
             return
         try:
             sent = os.sendfile(
@@ -136,6 +183,11 @@ class _Pump:
         self._progress(sent)
         if self._offset == self._stop:
             self._done.set_result(None)
+
+    def _resume(self) -> None:
+        if not self._done.done():
+            self._moved_at = self._loop.time()
+            self._loop.add_writer(self._sock_fd, self._step)
 
     def _check(self) -> None:
         if self._done.done():

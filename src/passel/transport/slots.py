@@ -10,6 +10,9 @@ from itertools import count
 class UploadSlots:
     """A counter of `n_slots` with a bounded line in front of it, ordered by turn.
 
+    The last slot (if there are several) is kept for clients that wait, whose turn is 0: bodies take
+    long, and a read must not wait for the end of one.
+
     Not an ``asyncio.Semaphore``: the line must have an end and an order, and a slot given back must
     go to the first in line, not to whoever asks in the same turn of the loop. Belongs to one event
     loop.
@@ -27,7 +30,7 @@ class UploadSlots:
 
         The lowest `turn` in line is served first, equal ones in the order of their coming.
         """
-        if self.n_taken < self.n_slots:
+        if self._is_free_for(turn):
             self.n_taken += 1
             return True
         if len(self._line) >= self._n_waiting_max or timeout_s <= 0:
@@ -48,13 +51,17 @@ class UploadSlots:
         self._leave(place)
         return False
 
+    def _is_free_for(self, turn: int) -> bool:
+        kept = 1 if turn and self.n_slots > 1 else 0
+        return self.n_taken < self.n_slots - kept
+
     def _leave(self, place: tuple[int, int, asyncio.Future[None]]) -> None:
         self._line.remove(place)
         heapq.heapify(self._line)
 
     def release(self) -> None:
         """Give a slot back: it goes to the first in line without ever being free."""
-        if self._line:
+        self.n_taken -= 1
+        if self._line and self._is_free_for(self._line[0][0]):
+            self.n_taken += 1
             heapq.heappop(self._line)[2].set_result(None)
-        else:
-            self.n_taken -= 1
