@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,9 +46,27 @@ def errors_are_sentences() -> Iterator[None]:
         fail(error.message, USAGE)
     except PasselError as error:
         fail(str(error))
+    except BrokenPipeError:
+        # Whoever read has enough (head, less). Python must not try to flush the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(FAILURE) from None
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        fail(what + (error.strerror or str(error)).lower())
     except KeyboardInterrupt:
         err.print("passel: interrupted", markup=False)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def interrupt_on_signals() -> None:
+    """SIGTERM and SIGHUP (a closed terminal) end a command like Ctrl-C: it clears up behind it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
 
 
 def size(n_bytes: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -17,7 +17,7 @@ except ImportError:
 
 from passel._version import __version__
 from passel.cli import cluster, configuring, getting
-from passel.cli.console import INTERRUPTED, USAGE
+from passel.cli.console import INTERRUPTED, USAGE, interrupt_on_signals
 from passel.cli.demo import run
 
 app = typer.Typer(
@@ -35,15 +35,25 @@ app.command()(run.demo)
 app.add_typer(configuring.app, name="config")
 
 
-@app.command()
-def version() -> None:
-    """Print passel's version."""
-    sys.stdout.write(f"passel {__version__}\n")
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"passel {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands; the texts are the app's."""
 
 
 def main() -> None:
     """Run a command; every mistake ends in one sentence and an exit status that is not 0."""
     command = get_command(app)
+    interrupt_on_signals()
     try:
         status = command(standalone_mode=False)
     except click.UsageError as error:

@@ -38,6 +38,13 @@ LOOK_EVERY_S = 0.3
 LOG_BYTES = 4 * 1024 * 1024
 STARTS_MAX = 4
 STARTS_WITHIN_S = 10.0
+#: Ray gives a raylet up after this many failed checks; with its own 5 times 3 s a controller whose
+#: node died would be away for 15 s. A raylet that is only slow does not fail a check: it has 10 s
+#: for its answer. Source: ray_config_def.h.
+RAY_NOTICES_DEATH = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
 
 
 class StartFailed(PasselError):
@@ -134,6 +141,7 @@ class Supervisor:
             "PASSEL_STATE": str(self.state.path),
             "PASSEL_NODE": folder.name,
             "RAY_USAGE_STATS_ENABLED": "0",
+            **RAY_NOTICES_DEATH,
         }
         return environment
 
