@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from passel.cli import plan
+from passel.cli import cluster, main, plan, processes, supervisor
 from passel.cli.console import size
+from passel.cli.supervisor import Supervisor
 from passel.client.state import StateFolder
 from passel.config import Config, dump, load
-from passel.errors import ConfigError
+from passel.errors import ConfigError, PasselError
+from passel.store import fileio
 
 PASSEL = str(Path(sys.executable).with_name("passel"))
 
@@ -33,6 +40,8 @@ def passel(*words: str) -> subprocess.CompletedProcess[str]:
         (["get"], "what"),
         (["get", "what is this", "-o", "x"], "passel: "),
         (["demo", "--size", "12 parsecs"], "KiB, MiB, GiB"),
+        (["demo", "--nodes", "1"], "--zones must be at most --nodes (1), got 2"),
+        (["up", "--state", "/dev/null"], "/dev/null is not a folder"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_exit_code_2(words: list[str], said: str) -> None:
@@ -41,6 +50,106 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(words: list[str], said: str) 
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_typing_mistake_is_answered_once() -> None:
+    assert passel("statsu").stderr.count("mean") == 1
+
+
+def test_no_command_is_the_help_and_nothing_else() -> None:
+    done = passel()
+    assert done.returncode == 2
+    assert "Usage" in done.stdout
+    assert not done.stderr.strip()
+    assert passel("--version").stdout.startswith("passel ")
+
+
+def test_what_is_not_built_is_not_promised() -> None:
+    names = {"up", "down", "status", "get", "demo", "config"}
+    assert {
+        command.name or command.callback.__name__ for command in main.app.registered_commands
+    } | {group.name for group in main.app.registered_groups} == names
+
+
+def test_purge_removes_nothing_but_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    done = passel("down", "--purge", "--state", str(tmp_path))
+    assert done.returncode == 2
+    assert "no state folder" in done.stderr
+    assert (tmp_path / "precious").exists()
+
+
+def test_a_disk_without_room_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fileio, "free_bytes", lambda folder: 200 * 1024)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(PasselError, match=r"no space in .*: 200.0 KiB are free"):
+        cluster.start_cluster(StateFolder(tmp_path / "s"), None, 1, 1)
+
+
+def test_a_folder_that_cannot_be_written_is_not_taken_for_a_running_cluster(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert not cluster.supervisor_lives(StateFolder(tmp_path / "file" / "s"))
+    (tmp_path / "s").mkdir()
+    folder = StateFolder(tmp_path / "s")
+    with folder.lock.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert cluster.supervisor_lives(folder)
+    assert not cluster.supervisor_lives(folder)
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    done = subprocess.run(
+        f"{PASSEL} config show --defaults | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stdout
+    assert not done.stderr
+
+
+class Mender(Supervisor):
+    """A supervisor of nothing, whose look goes as the test has it."""
+
+    def __init__(self, path: Path, owner: int | None, looks: list[Exception | None]) -> None:
+        super().__init__(StateFolder(path), Config(), [], owner)
+        self.looks = looks
+
+    def _mend(self) -> None:
+        look = self.looks.pop(0)
+        self.stopping = not self.looks
+        if look is not None:
+            raise look
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.0)
+    yield
+    shutil.rmtree(processes.socket_folder(tmp_path), ignore_errors=True)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_full_disk_does_not_take_the_cluster_down(tmp_path: Path) -> None:
+    looks = [OSError(errno.ENOSPC, "no space"), supervisor.StartFailed("no"), None]
+    mender = Mender(tmp_path, None, looks)
+    mender.watch()
+    assert looks == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_cluster_that_is_bound_ends_with_its_command(tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    mender = Mender(tmp_path, child.pid, [None, None])
+    child.kill()
+    child.wait()
+    mender.watch()
+    assert len(mender.looks) == 2, "it did not look once more"
+    Mender(tmp_path, os.getpid(), [None]).watch()
 
 
 def test_no_cluster_is_a_failure_that_says_what_to_do(tmp_path: Path) -> None:

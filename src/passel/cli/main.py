@@ -56,6 +56,9 @@ def main() -> None:
     interrupt_on_signals()
     try:
         status = command(standalone_mode=False)
+    except click.NoArgsIsHelpError as error:
+        sys.stderr.write(f"{error.format_message()}\n")
+        sys.exit(USAGE)
     except click.UsageError as error:
         sys.stderr.write(f"passel: {_sentence(error, command)}\n")
         sys.exit(USAGE)
@@ -75,7 +78,7 @@ def _sentence(error: click.UsageError, command: Any) -> str:
     words += list(getattr(where, "commands", {}))
     tried = getattr(error, "option_name", None) or text.rpartition("'")[0].rpartition("'")[2]
     near = difflib.get_close_matches(str(tried), words, 1, 0.5)
-    if near and text.startswith("No such") and "Possible" not in text:
+    if near and text.startswith("No such") and "Possible" not in text and "mean" not in text:
         text += f" Did you mean {near[0]}?"
     return text
 

@@ -76,9 +76,14 @@ class RunningNode:
 class Supervisor:
     """One cluster: `start`, then `watch` until told to stop, then `stop`."""
 
-    def __init__(self, state: StateFolder, config: Config, nodes: list[NodePlan]) -> None:
+    def __init__(
+        self, state: StateFolder, config: Config, nodes: list[NodePlan], owner: int | None = None
+    ) -> None:
         self.state = state
         self.config = config
+        #: The command that the cluster lives for; None: it outlives its command.
+        self.owner = identify(owner) if owner is not None else None
+        self.is_owned = owner is not None
         self.nodes = [
             RunningNode(
                 node,
@@ -128,7 +133,8 @@ class Supervisor:
         deadline = time.monotonic() + GATEWAY_TIMEOUT_S
         while read_json(node.folder.gateway_note).get("pid") != child.pid:
             if child.poll() is not None:
-                raise StartFailed(_last_line(node.folder.gateway_log))
+                said = _last_line(node.folder.gateway_log).removeprefix("passel gateway: ")
+                raise StartFailed(f"the gateway of {node.folder.name} {said}")
             if time.monotonic() > deadline:
                 raise StartFailed(f"the gateway of {node.folder.name} does not come up")
             time.sleep(0.02)
@@ -176,6 +182,7 @@ class Supervisor:
 
     def _run(self, command: list[str], environment: dict[str, str], what: str) -> str:
         with _log_file(self.state.log) as errors:
+            begun = errors.tell()
             try:
                 done = subprocess.run(
                     command,
@@ -190,7 +197,8 @@ class Supervisor:
             except subprocess.TimeoutExpired as error:
                 raise StartFailed(f"{what} within {RAY_TIMEOUT_S:g} s") from error
         if done.returncode != 0:
-            raise StartFailed(f"{what}, see {self.state.log}")
+            said = _said_since(self.state.log, begun)
+            raise StartFailed(f"{what}{': ' if said else ''}{said} (see {self.state.log})")
         return done.stdout
 
     def _wait_for_peers(self) -> None:
@@ -213,14 +221,18 @@ class Supervisor:
     # --- keeping --------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Until told to stop: whatever dies is started again."""
-        while not self.stopping:
+        """Until told to stop, or left by the owner: whatever dies is started again."""
+        while not self.stopping and not self._is_orphaned():
             processes.reap()
             try:
                 self._mend()
-            except StartFailed as error:
+            except (StartFailed, OSError) as error:
+                # A full disk, say. What runs goes on running, and the next look may do better.
                 log.error("not_mended why=%s", error)
             time.sleep(LOOK_EVERY_S)
+
+    def _is_orphaned(self) -> bool:
+        return self.is_owned and (self.owner is None or not self.owner.alive)
 
     def _mend(self) -> None:
         if self.gcs_process is None or not self.gcs_process.alive:
@@ -281,7 +293,15 @@ def _log_file(path: Path) -> IO[bytes]:
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"the gateway ended at once, see {path}"
+    return lines[-1] if lines else f"ended at once, see {path}"
+
+
+def _said_since(path: Path, begun: int) -> str:
+    """The last line of the log after that byte: of an error that is its gist."""
+    with path.open("rb") as file:
+        file.seek(begun)
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:300] if lines else ""
 
 
 def _peer_answers(folder: NodeFolder) -> bool:
@@ -306,7 +326,7 @@ def _lock(state: StateFolder) -> IO[bytes]:
     return file
 
 
-def run(state: StateFolder, config: Config, nodes: list[NodePlan]) -> int:
+def run(state: StateFolder, config: Config, nodes: list[NodePlan], owner: int | None) -> int:
     """Start, watch, stop. Exit status 0 after SIGTERM, 1 when the start failed."""
     processes.become_subreaper()
     leftovers = processes.end(state.path, grace_s=1.0)
@@ -314,7 +334,7 @@ def run(state: StateFolder, config: Config, nodes: list[NodePlan]) -> int:
         raise StartFailed(f"processes of an earlier cluster in {state.path} do not end")
     processes.sweep(state)
     _write(state.supervisor, json.dumps({"pid": os.getpid(), "nodes": len(nodes)}))
-    supervisor = Supervisor(state, config, nodes)
+    supervisor = Supervisor(state, config, nodes, owner)
 
     def stop(number: int, frame: object) -> None:
         supervisor.stopping = True
@@ -330,7 +350,7 @@ def run(state: StateFolder, config: Config, nodes: list[NodePlan]) -> int:
         supervisor.watch()
     except KeyboardInterrupt:
         log.info("told to stop")
-    except StartFailed as error:
+    except (StartFailed, OSError) as error:
         log.error("start_failed why=%s", error)
         failure = str(error)
     finally:
@@ -351,6 +371,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--zones", type=int, required=True)
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--owner", type=int, help="end when this process ends")
     options = parser.parse_args()
     state = StateFolder(options.state)
     try:
@@ -361,8 +382,9 @@ def main() -> int:
         config = load(options.config) if options.config else Config()
         shared = plan.cluster_config(config, options.seeds)
         with lock:
-            return run(state, shared, plan.plan_nodes(options.nodes, options.zones))
-    except (StartFailed, ConfigError) as error:
+            nodes = plan.plan_nodes(options.nodes, options.zones)
+            return run(state, shared, nodes, options.owner)
+    except (StartFailed, ConfigError, OSError) as error:
         _write(state.failed, str(error))
         return 1
 
