@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from passel.cli import cluster, main, plan, processes, supervisor
-from passel.cli.console import size
+from passel.cli.console import print_table, size
 from passel.cli.supervisor import Supervisor
 from passel.client.state import StateFolder
 from passel.config import Config, dump, load
@@ -84,7 +84,7 @@ def test_a_disk_without_room_is_refused_before_anything_starts(
 ) -> None:
     monkeypatch.setattr(fileio, "free_bytes", lambda folder: 200 * 1024)
     monkeypatch.setattr(subprocess, "Popen", None)
-    with pytest.raises(PasselError, match=r"no space in .*: 200.0 KiB are free"):
+    with pytest.raises(PasselError, match=r"no space in .*: 200 KiB are free"):
         cluster.start_cluster(StateFolder(tmp_path / "s"), None, 1, 1)
 
 
@@ -188,7 +188,27 @@ def test_a_state_folder_whose_sockets_would_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5.0 TiB")]
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1023.7, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (99.96 * 1024, "100 KiB"),
+        (256 << 20, "256 MiB"),
+        (3 << 30, "3.0 GiB"),
+        (5 << 40, "5.0 TiB"),
+        (5 << 50, "5120 TiB"),
+    ],
 )
 def test_sizes_are_readable(n_bytes: int, text: str) -> None:
     assert size(n_bytes) == text
+
+
+def test_a_table_has_whole_cells_when_it_is_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = ["n1", "http://127.0.0.1:65001", *["1000 MiB"] * 12]
+    print_table(["node", "gateway", *(f"column {i}" for i in range(12))], [cells], n_left=2)
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["node", "gateway", "column"]
+    assert row.split() == " ".join(cells).split()
+    assert "\x1b" not in head + row

@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from passel.cli import plan, processes
-from passel.cli.console import USAGE, err, errors_are_sentences, fail, out, print_json, size
+from passel.cli.console import (
+    USAGE,
+    err,
+    errors_are_sentences,
+    fail,
+    out,
+    print_json,
+    print_table,
+    size,
+)
 from passel.client.state import StateFolder, default_state, read_json
 from passel.client.status import cluster_status
 from passel.config import Config, load
@@ -229,18 +237,18 @@ def status(state: StateOption = None, as_json: JsonOption = False) -> None:
 
 
 def _print_nodes(facts: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in ("node", "zone", "role", "state", "gateway", "local", "peer", "seed", "origin"):
-        right = name in ("local", "peer", "seed", "origin")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    for node in facts["nodes"]:
-        counts = node["bytes"]
-        table.add_row(
-            node["node"],
-            node["zone"],
-            node["role"] or "",
-            "up" if node["alive"] else "down",
-            node["gateway"] or "",
-            *(size(counts[source]) for source in ("local", "peer", "seed", "origin")),
-        )
-    out.print(table)
+    sources = ("local", "peer", "seed", "origin")
+    print_table(
+        ("node", "zone", "role", "gateway", *sources),
+        (
+            (
+                node["node"],
+                node["zone"],
+                (node["role"] or "") if node["alive"] else "down",
+                node["gateway"] or "",
+                *(size(node["bytes"][source]) for source in sources),
+            )
+            for node in facts["nodes"]
+        ),
+        n_left=4,
+    )

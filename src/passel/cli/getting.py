@@ -16,12 +16,12 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 
 from passel.cli.cluster import JsonOption, StateOption, state_folder
 from passel.cli.console import (
     INTERRUPTED,
+    RateColumn,
     err,
     errors_are_sentences,
     fail,
@@ -84,7 +84,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        RateColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -21,12 +22,21 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from passel.cli import plan
 from passel.cli.cluster import JsonOption, start_cluster, stop_cluster
-from passel.cli.console import USAGE, err, errors_are_sentences, fail, out, print_json, size
+from passel.cli.console import (
+    USAGE,
+    RateColumn,
+    err,
+    errors_are_sentences,
+    fail,
+    out,
+    print_json,
+    print_table,
+    size,
+)
 from passel.cli.demo import image as demo_image
 from passel.cli.demo import nydus
 from passel.cli.demo.image import Image
@@ -152,8 +162,8 @@ class _Demo:
         """The crowd with and without passel, then Nydus; `facts` has what was measured."""
         url = self._registry.url
         err.print(
-            f"[bold]2.[/] an image of {size(n_bytes)} in {len(demo_image.LAYERS)} layers is made,"
-            f" and pushed to a registry that sends {self._registry.rate}/s"
+            f"[bold]2.[/] an image is made and pushed: {size(n_bytes)} in"
+            f" {len(demo_image.LAYERS)} layers; its registry sends {self._registry.rate}/s"
         )
         image = demo_image.make_and_push(url, n_bytes)
         err.print(
@@ -217,7 +227,7 @@ def _bars() -> Iterator[Progress]:
         TextColumn("   {task.description:>9}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        RateColumn(),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         yield bars
@@ -254,15 +264,22 @@ def _measured(
 
 
 def _print_result(facts: dict[str, Any], nodes: int, zones: int) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in ("node", "zone", "role", "seconds", "rate", "peer", "seed", "origin"):
-        table.add_column(name, justify="left" if name in ("node", "zone", "role") else "right")
-    for node in facts["nodes"]:
-        counts = [size(node["bytes"][source]) for source in ("peer", "seed", "origin")]
-        rate = f"{size(node['bytes_per_s'])}/s"
-        seconds = f"{node['seconds']:.2f}"
-        table.add_row(node["node"], node["zone"], node["role"], seconds, rate, *counts)
-    out.print(table)
+    sources = ("peer", "seed", "origin")
+    print_table(
+        ("node", "zone", "role", "seconds", "rate", *sources),
+        (
+            (
+                node["node"],
+                node["zone"],
+                node["role"],
+                f"{node['seconds']:.2f}",
+                f"{size(node['bytes_per_s'])}/s",
+                *(size(node["bytes"][source]) for source in sources),
+            )
+            for node in facts["nodes"]
+        ),
+        n_left=3,
+    )
     sent, n_bytes = facts["registry_bytes"], facts["image_bytes"]
     out.print(f"the registry sent  {size(sent)}: {sent / n_bytes:.3f} x the image")
     if zones > 1:
@@ -311,7 +328,7 @@ def _show_nydus(state: StateFolder, registry: str) -> list[dict[str, Any]]:
         try:
             rows.append((title, _read_tree(daemon.mount)))
             if node is other and len(rows) == 3:
-                _drop_page_cache()
+                _forget_pages(daemon.mount)
                 rows.append(("nydusd's own cache", _read_tree(daemon.mount)))
             errors = daemon.backend_metrics()["read_errors"]
         finally:
@@ -324,12 +341,10 @@ def _show_nydus(state: StateFolder, registry: str) -> list[dict[str, Any]]:
 
 
 def _print_nydus(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("reading all files of the mounted image")
-    table.add_column("seconds", justify="right")
-    for row in rows:
-        table.add_row(row["read"], f"{row['seconds']:.2f}")
-    out.print(table)
+    print_table(
+        ("reading all files of the mounted image", "seconds"),
+        ((row["read"], f"{row['seconds']:.2f}") for row in rows),
+    )
 
 
 def _read_tree(folder: Path) -> float:
@@ -339,10 +354,11 @@ def _read_tree(folder: Path) -> float:
     return time.monotonic() - began
 
 
-def _drop_page_cache() -> None:
-    os.sync()
-    with contextlib.suppress(OSError):
-        Path("/proc/sys/vm/drop_caches").write_text("1")
+def _forget_pages(folder: Path) -> None:
+    """The kernel asks nydusd again for these files; the rest of its page cache is the user's."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _wait_for_rest(state: StateFolder, node: str) -> None:
@@ -362,13 +378,14 @@ def _say_what_to_try(state: StateFolder, registry: str) -> None:
     nodes = cluster_status(state)["nodes"]
     gateway = nodes[-1]["gateway"]
     base = f"--state {state.path}"
+    passel = shlex.quote(sys.argv[0])
     blob = demo_image.REPOSITORY
     err.print("it goes on running; try:", markup=False)
     for line in (
-        f"passel status {base}",
+        f"{passel} status {base}",
         f"curl -s {gateway}/v2/{blob}/manifests/{demo_image.TAG}",
         f"curl -s {gateway}/metrics | grep passel_",
         f"curl -s {registry}/_demo/stats",
-        f"passel down {base} --purge",
+        f"{passel} down {base} --purge",
     ):
         err.print(f"  {line}", markup=False)
