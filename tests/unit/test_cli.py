@@ -19,7 +19,7 @@ from passel.cli.supervisor import Supervisor
 from passel.client.state import StateFolder
 from passel.config import Config, dump, load
 from passel.errors import ConfigError, PasselError
-from passel.store import fileio
+from passel.store import Store, fileio
 
 PASSEL = str(Path(sys.executable).with_name("passel"))
 
@@ -150,6 +150,22 @@ def test_a_cluster_that_is_bound_ends_with_its_command(tmp_path: Path) -> None:
     mender.watch()
     assert len(mender.looks) == 2, "it did not look once more"
     Mender(tmp_path, os.getpid(), [None]).watch()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_store_of_somebody_else_is_said_before_anything_starts(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    starting = Supervisor(state, Config(), plan.plan_nodes(1, 1))
+    owner = f"in use by process {os.getpid()}"
+    with (
+        Store.open(state.node(1).store, 1 << 30),
+        pytest.raises(supervisor.StartFailed, match=owner),
+    ):
+        starting.start()
+    (state.node(1).store / "format").write_text("passel store 99\n")
+    with pytest.raises(supervisor.StartFailed, match="has format 99"):
+        starting.start()
+    assert processes.find(tmp_path) == []
 
 
 def test_no_cluster_is_a_failure_that_says_what_to_do(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from passel.cli.processes import Process, identify
 from passel.client.exchange import fetch_json, to_socket
 from passel.client.state import NodeFolder, StateFolder, read_json
 from passel.config import Config, dump, load
-from passel.errors import ConfigError, PasselError
+from passel.errors import ConfigError, PasselError, StoreError
+from passel.store import Store
 from passel.telemetry.logs import LineFormatter
 
 log = logging.getLogger("passel.cli.supervisor")
@@ -102,6 +103,7 @@ class Supervisor:
     def start(self) -> None:
         """All nodes answer, or StartFailed."""
         self._write_configs()
+        self._try_stores()
         for node in self.nodes:
             self._start_gateway(node)
         self._say("gateways listen")
@@ -116,6 +118,15 @@ class Supervisor:
             config = plan.node_config(self.config, node.plan.number, folder.store)
             _write(folder.config, dump(config))
             _write(folder.facts, json.dumps({"node": folder.name, "zone": node.plan.zone}))
+
+    def _try_stores(self) -> None:
+        """Say at once what a peer could say only in its log, after having been started in vain."""
+        store = self.config.store
+        for node in self.nodes:
+            try:
+                Store.open(node.folder.store, int(store.capacity), int(store.reserve)).close()
+            except StoreError as error:
+                raise StartFailed(str(error)) from error
 
     def _start_gateway(self, node: RunningNode) -> None:
         # The note of a gateway that died stays: the next one takes its ports, which clients know.
