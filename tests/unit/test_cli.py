@@ -25,7 +25,7 @@ PASSEL = str(Path(sys.executable).with_name("passel"))
 
 
 def passel(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PASSEL, *words], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([PASSEL, *words], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,6 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
     )
     assert done.stdout
     assert not done.stderr

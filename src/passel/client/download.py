@@ -261,14 +261,20 @@ def to_special(ask: Ask, output: Path, expected: Digest | None, progress: Progre
     """The content in a pipe or a device, like :func:`to_stream`."""
     try:
         with output.open("wb", buffering=0) as stream:
-            return to_stream(ask, stream, expected, progress)
+            return to_stream(ask, stream, expected, progress, str(output))
     except BrokenPipeError:
         raise
     except OSError as error:
         raise _cannot_write(str(output), error) from error
 
 
-def to_stream(ask: Ask, stream: BinaryIO, expected: Digest | None, progress: Progress) -> Got:
+def to_stream(
+    ask: Ask,
+    stream: BinaryIO,
+    expected: Digest | None,
+    progress: Progress,
+    where: str = "the output",
+) -> Got:
     """The content in `stream`. Raises DigestMismatch when it is too late to take it back.
 
     BrokenPipeError is raised as it is: whoever read has enough.
@@ -281,7 +287,7 @@ def to_stream(ask: Ask, stream: BinaryIO, expected: Digest | None, progress: Pro
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise _cannot_write("the output", error) from error
+        raise _cannot_write(where, error) from error
     if expected is not None and digest != expected:
         raise DigestMismatch("what was written", str(expected), str(digest))
     return Got(transfer.at, digest, expected is not None, 0, time.monotonic() - started)
