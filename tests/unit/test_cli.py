@@ -37,6 +37,7 @@ def passel(*words: str) -> subprocess.CompletedProcess[str]:
         (["up", "--nodes", "2", "--zones", "3"], "--zones must be at most --nodes (2), got 3"),
         (["up", "--nodes", "2", "--seeds", "5"], "--seeds must be between 1 and --nodes (2)"),
         (["config", "check", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["up", "--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["get"], "what"),
         (["get", "what is this", "-o", "x"], "passel: "),
         (["demo", "--size", "12 parsecs"], "KiB, MiB, GiB"),
@@ -97,6 +98,20 @@ def test_a_folder_that_cannot_be_written_is_not_taken_for_a_running_cluster(tmp_
         fcntl.flock(file, fcntl.LOCK_EX)
         assert cluster.supervisor_lives(folder)
     assert not cluster.supervisor_lives(folder)
+
+
+def test_who_comes_second_says_so_and_touches_nothing(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    with folder.lock.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        words = ["--state", str(tmp_path), "--nodes", "1", "--zones", "1"]
+        child = subprocess.Popen([sys.executable, "-m", "passel.cli.supervisor", *words])
+        child.wait()
+        # As if the other one had come up in the meantime.
+        folder.ready.touch()
+        with pytest.raises(PasselError, match=r"runs in .* already"):
+            cluster._wait_until_ready(folder, child)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "ready"]
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -27,9 +27,10 @@ from passel.cli.console import (
     print_table,
     size,
 )
+from passel.cli.supervisor import RUNS_ALREADY
 from passel.client.state import StateFolder, default_state, read_json
 from passel.client.status import cluster_status
-from passel.config import Config, load
+from passel.config import load, missing_files
 from passel.errors import ConfigError, PasselError
 from passel.store import fileio
 
@@ -89,20 +90,16 @@ def start_cluster(
     plan.plan_nodes(nodes, zones)
     plan.check_seeds(seeds, nodes)
     plan.check_state(folder, nodes)
-    if config is None:
-        Config()
-    else:
-        load(config)
+    if config is not None:
+        missing = missing_files(load(config))
+        if missing:
+            raise ConfigError("\n".join(f"{config}: {each}" for each in missing))
     _check_ray()
     for note in (folder.ready, folder.failed, folder.progress):
         if not supervisor_lives(folder):
             note.unlink(missing_ok=True)
     if supervisor_lives(folder):
-        pid = read_json(folder.supervisor).get("pid")
-        raise PasselError(
-            f"a cluster runs in {folder.path} already (supervisor {pid}): say passel down first,"
-            " or choose another folder with --state"
-        )
+        raise _runs_already(folder)
     command = [sys.executable, "-m", "passel.cli.supervisor", "--state", str(folder.path)]
     command += ["--nodes", str(nodes), "--zones", str(zones)]
     if config is not None:
@@ -120,8 +117,18 @@ def start_cluster(
     try:
         _wait_until_ready(folder, child)
     except BaseException:
-        stop_cluster(folder)
+        # Somebody else's cluster is left alone.
+        if child.poll() != RUNS_ALREADY:
+            stop_cluster(folder)
         raise
+
+
+def _runs_already(folder: StateFolder) -> PasselError:
+    pid = read_json(folder.supervisor).get("pid")
+    return PasselError(
+        f"a cluster runs in {folder.path} already (supervisor {pid}): say passel down first,"
+        " or choose another folder with --state"
+    )
 
 
 def _check_room(folder: StateFolder) -> None:
@@ -142,7 +149,11 @@ def _wait_until_ready(folder: StateFolder, child: subprocess.Popen[bytes]) -> No
     deadline = time.monotonic() + UP_TIMEOUT_S
     shown = 0
     with err.status("starting") if err.is_terminal else contextlib.nullcontext() as status:
-        while not folder.ready.exists():
+        while True:
+            if child.poll() == RUNS_ALREADY:
+                raise _runs_already(folder)
+            if folder.ready.exists():
+                return
             if folder.failed.exists():
                 raise PasselError(folder.failed.read_text(encoding="utf-8").strip())
             if child.poll() is not None and not folder.failed.exists():

@@ -32,6 +32,8 @@ from passel.telemetry.logs import LineFormatter
 
 log = logging.getLogger("passel.cli.supervisor")
 
+#: Exit status of a supervisor that came second.
+RUNS_ALREADY = 3
 GATEWAY_TIMEOUT_S = 20.0
 RAY_TIMEOUT_S = 60.0
 PEER_TIMEOUT_S = 60.0
@@ -39,12 +41,15 @@ LOOK_EVERY_S = 0.3
 LOG_BYTES = 4 * 1024 * 1024
 STARTS_MAX = 4
 STARTS_WITHIN_S = 10.0
-#: Ray gives a raylet up after this many failed checks; with its own 5 times 3 s a controller whose
-#: node died would be away for 15 s. A raylet that is only slow does not fail a check: it has 10 s
-#: for its answer. Source: ray_config_def.h.
-RAY_NOTICES_DEATH = {
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray gives a raylet up after this many failed checks; with its own 5 times 3 s a controller
+    # whose node died would be away for 15 s. A raylet that is only slow does not fail a check: it
+    # has 10 s for its answer. Source: ray_config_def.h.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
+    # Ray's own 15 would put peers behind everything else on the machine, and clients wait for them.
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -157,8 +162,7 @@ class Supervisor:
             "PASSEL_CONFIG": str(folder.config),
             "PASSEL_STATE": str(self.state.path),
             "PASSEL_NODE": folder.name,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            **RAY_NOTICES_DEATH,
+            **RAY_SETTINGS,
         }
         return environment
 
@@ -323,17 +327,13 @@ def _peer_answers(folder: NodeFolder) -> bool:
 
 
 def _lock(state: StateFolder) -> IO[bytes]:
-    """The supervisor's own lock; released by the kernel however this process ends."""
+    """The supervisor's own lock; released by the kernel however this process ends.
+
+    Raises BlockingIOError when another one has it.
+    """
     state.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = state.lock.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        pid = read_json(state.supervisor).get("pid")
-        raise StartFailed(
-            f"a cluster runs in {state.path} already (supervisor {pid}): say passel down first,"
-            " or choose another folder with --state"
-        ) from error
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
 
 
@@ -387,6 +387,10 @@ def main() -> int:
     state = StateFolder(options.state)
     try:
         lock = _lock(state)
+    except BlockingIOError:
+        # Not a word in the folder: it is another cluster's.
+        return RUNS_ALREADY
+    try:
         handler = RotatingFileHandler(state.log, maxBytes=LOG_BYTES, backupCount=1)
         handler.setFormatter(LineFormatter())
         logging.basicConfig(level=logging.INFO, handlers=[handler])
