@@ -106,9 +106,15 @@ def test_who_comes_second_says_so_and_touches_nothing(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         words = ["--state", str(tmp_path), "--nodes", "1", "--zones", "1"]
         child = subprocess.Popen([sys.executable, "-m", "passel.cli.supervisor", *words])
-        child.wait()
+        assert child.wait() == supervisor.RUNS_ALREADY
         # As if the other one had come up in the meantime.
         folder.ready.touch()
+        with pytest.raises(PasselError, match=r"runs in .* already"):
+            cluster._wait_until_ready(folder, child)
+        # Or the other one took ours for a leftover of an earlier cluster, which it ends.
+        child = subprocess.Popen(["sleep", "60"])
+        child.terminate()
+        child.wait()
         with pytest.raises(PasselError, match=r"runs in .* already"):
             cluster._wait_until_ready(folder, child)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "ready"]

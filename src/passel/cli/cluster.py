@@ -118,15 +118,22 @@ def start_cluster(
         _wait_until_ready(folder, child)
     except BaseException:
         # Somebody else's cluster is left alone.
-        if child.poll() != RUNS_ALREADY:
+        if not _came_second(folder, child):
             stop_cluster(folder)
         raise
 
 
+def _came_second(folder: StateFolder, child: subprocess.Popen[bytes]) -> bool:
+    """Whether another supervisor has the folder: ours says so, or was ended by it as a leftover."""
+    status = child.poll()
+    return status == RUNS_ALREADY or (status is not None and supervisor_lives(folder))
+
+
 def _runs_already(folder: StateFolder) -> PasselError:
     pid = read_json(folder.supervisor).get("pid")
+    whose = "" if pid is None else f" (supervisor {pid})"
     return PasselError(
-        f"a cluster runs in {folder.path} already (supervisor {pid}): say passel down first,"
+        f"a cluster runs in {folder.path} already{whose}: say passel down first,"
         " or choose another folder with --state"
     )
 
@@ -150,7 +157,7 @@ def _wait_until_ready(folder: StateFolder, child: subprocess.Popen[bytes]) -> No
     shown = 0
     with err.status("starting") if err.is_terminal else contextlib.nullcontext() as status:
         while True:
-            if child.poll() == RUNS_ALREADY:
+            if _came_second(folder, child):
                 raise _runs_already(folder)
             if folder.ready.exists():
                 return
