@@ -287,7 +287,9 @@ def _print_result(facts: dict[str, Any], nodes: int, zones: int) -> None:
         out.print(f"between zones      {size(crossed)}: {crossed / least:.3f} x the least possible")
     slowest, straight = facts["seconds"], facts["seconds_direct"]
     out.print(f"straight from it   {straight:.2f} s for the last of {nodes} clients")
-    out.print(f"through passel     {slowest:.2f} s for the last, {straight / slowest:.1f} x faster")
+    gain = straight / slowest
+    how = f"{gain:.1f} x faster" if gain >= 1 else f"{1 / gain:.1f} x slower"
+    out.print(f"through passel     {slowest:.2f} s for the last, {how}")
 
 
 # --- Nydus --------------------------------------------------------------------------------------
