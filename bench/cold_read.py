@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--size-mib", type=int, default=16)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="pcold"))
+    # Ray would put its workers behind everything else on the machine; the registry is not there.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     registry = Registry(folder, options.latency)
     lab = Lab(folder / "lab", registry.url)
     try:

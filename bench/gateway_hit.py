@@ -226,7 +226,7 @@ def run(options: argparse.Namespace, folder: Path, started: list[Side]) -> None:
     lua.write_text(LUA)
     for side in started:
         check(side, path, file)
-    cases = [(name, n) for name in SIZES for n in (1, 8)]
+    cases = [(name, n) for name in options.range or SIZES for n in (1, 8)]
     results: dict[tuple[str, int, str], list[dict[str, float]]] = {}
     for repetition in range(options.repetitions + 1):
         for name, n_connections in cases:
@@ -281,6 +281,7 @@ def main() -> None:
     parser.add_argument("--size-mib", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--range", action="append", choices=SIZES, help="only this one; repeatable")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--nginx-workers", default="1", help="1: one process on each side")
     parser.add_argument("--nginx-port", type=int, default=18080)

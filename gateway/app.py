@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import gc
 import json
 import logging
@@ -20,7 +21,7 @@ import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
@@ -71,6 +72,7 @@ class Gateway:
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self.note: dict[str, Any] = {}
+        self._lock: IO[bytes] | None = None
 
     def _make_origin(self, key: str, cluster: str) -> OriginClient:
         rng = random.Random(secrets.randbits(64))
@@ -83,6 +85,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Listen everywhere and write the note, or listen nowhere and raise ListenError."""
+        self._lock = self._take_lock()
         settings = self._config.gateway
         before = self._ports_before()
         wanted: list[tuple[str, str, str | None]] = [
@@ -97,6 +100,7 @@ class Gateway:
         except ListenError:
             for each in sockets:
                 each.close()
+            self._release_lock()
             raise
         bound: dict[str, str] = {}
         for (kind, address, upstream), sock in zip(wanted, sockets, strict=True):
@@ -105,6 +109,32 @@ class Gateway:
         self.context.addresses = list(bound.values())
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         self._write_note(bound)
+
+    def _take_lock(self) -> IO[bytes] | None:
+        """This is the node's only gateway, or ListenError.
+
+        Whoever starts a node and its peer both start a gateway when they find none, and a slow one
+        looks like none. A second one would take other ports and tell clients of those.
+        """
+        path = self.note_path.with_name("gateway.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        except OSError as error:
+            # A disk that cannot be written must not keep reads from being served.
+            log.warning("gateway_not_locked reason=%s", error.strerror)
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise ListenError(f"passel gateway: another gateway has {path}") from error
+        return file
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     async def _listen(self, sock: socket.socket, upstream: str | None) -> None:
         limits = self._config.gateway.limits
@@ -166,6 +196,10 @@ class Gateway:
         """Take no more connections, let running answers finish for `GRACE_S`, close everything."""
         for listener in self._listeners:
             listener.close()
+        # From here on the next gateway may start: it finds the ports free, and this note.
+        self.note["pid"] = None
+        self._publish_note()
+        self._release_lock()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + GRACE_S
         while sum(server.retire() for server in self.context.servers):
@@ -177,8 +211,6 @@ class Gateway:
         for server in self.context.servers:
             server.abort_all()
         await self.context.close()
-        self.note["pid"] = None
-        self._publish_note()
 
 
 async def run(config: Config, *, node: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,31 +63,69 @@ def config(state: Path, origin: Origin) -> Path:
     return path
 
 
-def listening() -> set[str]:
-    """Local addresses of listening TCP sockets, from /proc/net/tcp."""
+def listening() -> set[tuple[str, str]]:
+    """Local address and inode of every listening TCP socket. Source: proc(5), /proc/net/tcp."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return {line.split()[1] for line in lines if line.split()[3] == "0A"}
+    lines += Path("/proc/net/tcp6").read_text().splitlines()[1:]
+    fields = [line.split() for line in lines]
+    return {(field[1], field[9]) for field in fields if field[3] == "0A"}
 
 
-def mounts() -> str:
-    return Path("/proc/self/mounts").read_text()
+def sockets_of(state: Path) -> set[str]:
+    """Inodes of the sockets that processes of the cluster hold."""
+    found: set[str] = set()
+    for process in processes.find(state):
+        with contextlib.suppress(OSError):
+            for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    target = os.readlink(fd)
+                    if target.startswith("socket:["):
+                        found.add(target.removeprefix("socket:[").removesuffix("]"))
+    return found
 
 
-def nothing_is_left(state: Path, before: set[str]) -> None:
-    assert processes.find(state) == []
-    assert not (listening() - before), "a port is still open"
-    assert str(state) not in mounts()
-    assert not list(state.rglob("*.sock")), "a socket is still there"
-    assert not processes.socket_folder(state).exists()
+@dataclass
+class Traces:
+    """What a cluster can leave behind. Looked for while it runs too: the test must see it then."""
+
+    state: Path
+    ports: set[tuple[str, str]]
+
+    @classmethod
+    def of(cls, state: Path) -> Traces:
+        ours = sockets_of(state)
+        return cls(state, {each for each in listening() if each[1] in ours})
+
+    def left(self) -> set[str]:
+        found: set[str] = set()
+        if processes.find(self.state):
+            found.add("a process")
+        if self.ports & listening():
+            found.add("a port")
+        if str(self.state) in Path("/proc/self/mounts").read_text():
+            found.add("a mount")
+        if list(self.state.rglob("*.sock")):
+            found.add("a socket")
+        if processes.socket_folder(self.state).exists():
+            found.add("the folder of Ray's sockets")
+        return found
+
+
+ALL_TRACES = {"a process", "a port", "a socket", "the folder of Ray's sockets"}
 
 
 def test_up_status_get_down_leave_nothing(state: Path, config: Path, origin: Origin) -> None:
-    before = listening()
     done = passel(
         "up", "--config", str(config), "--nodes", "4", "--zones", "2", "--state", str(state)
     )
     assert done.returncode == 0, done.stderr
     facts = status(state)
+    traces = Traces.of(state)
+    assert traces.left() == ALL_TRACES
+    if os.geteuid() == 0:
+        (state / "mnt").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(state / "mnt")], check=True)
+        assert "a mount" in traces.left()
     assert [node["node"] for node in facts["nodes"]] == ["n1", "n2", "n3", "n4"]
     assert [node["zone"] for node in facts["nodes"]] == ["a", "a", "b", "b"]
     for node in facts["nodes"]:
@@ -109,41 +149,72 @@ def test_up_status_get_down_leave_nothing(state: Path, config: Path, origin: Ori
     assert hashlib.sha256(piped.stdout).hexdigest() == digest.removeprefix("sha256:")
     assert origin.sent(digest) == len(data)
     assert passel("down", "--state", str(state)).returncode == 0
-    nothing_is_left(state, before)
+    assert traces.left() == set()
     assert passel("down", "--state", str(state)).returncode == 0, "down is idempotent"
+
+
+def pids_of(facts: dict[str, Any]) -> dict[str, int | None]:
+    """All pids of a status by what they are."""
+    found = {
+        f"{kind} {node['node']}": pid
+        for node in facts["nodes"]
+        for kind, pid in node["pids"].items()
+    }
+    found |= {f"shard {each['shard']}": each["pid"] for each in facts["shards"]}
+    return {**found, "controller": facts["controller"]["pid"]}
 
 
 def test_what_up_started_is_kept_alive_and_down_works_after_a_crash(
     state: Path, config: Path
 ) -> None:
-    before = listening()
     done = passel(
         "up", "--config", str(config), "--nodes", "2", "--zones", "2", "--state", str(state)
     )
     assert done.returncode == 0, done.stderr
     old = status(state)["nodes"]
-    for kind, index in (("gateway", 1), ("peer", 1), ("raylet", 1), ("raylet", 0)):
-        pid = status(state)["nodes"][index]["pids"][kind]
-        os.kill(pid, signal.SIGKILL)
+    traces = Traces.of(state)
+    for what in ("gateway n2", "peer n2", "shard 0", "controller", "raylet n2", "raylet n1"):
+        before = pids_of(status(state))
+        os.kill(before[what] or 0, signal.SIGKILL)
         began = time.monotonic()
 
-        def is_back(kind: str = kind, index: int = index, pid: int = pid) -> bool:
-            node = status(state)["nodes"][index]
-            return bool(node["alive"] and node["pids"][kind] not in (None, pid))
+        def is_back(what: str = what, before: dict[str, int | None] = before) -> bool:
+            facts = status(state)
+            now = pids_of(facts)
+            return (
+                all(node["alive"] for node in facts["nodes"])
+                and now.keys() == before.keys()
+                and None not in now.values()
+                and now[what] != before[what]
+            )
 
-        eventually(is_back, 15)
-        print(f"{kind} of n{index + 1} answers again after {time.monotonic() - began:.1f} s")
+        # 10 s are promised; a machine that is busy with other things may take longer.
+        eventually(is_back, 40)
+        print(f"{what} answers again after {time.monotonic() - began:.1f} s")
     assert status(state)["nodes"][1]["gateway"] == old[1]["gateway"], "clients know that address"
     second = passel("up", "--nodes", "1", "--state", str(state))
     assert second.returncode == 1
     assert "runs in" in second.stderr
     os.kill(json.loads((state / "supervisor.json").read_text())["pid"], signal.SIGKILL)
     assert passel("down", "--state", str(state)).returncode == 0
-    nothing_is_left(state, before)
+    assert traces.left() == Traces.of(state).left() == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_cluster_in_the_foreground_ends_with_its_command(
+    state: Path, config: Path, number: signal.Signals
+) -> None:
+    words = ["up", "--config", str(config), "--foreground", "--state", str(state)]
+    with subprocess.Popen([PASSEL, *words], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        assert "gateway" in command.stdout.readline()
+        traces = Traces.of(state)
+        assert traces.left() == ALL_TRACES
+        command.send_signal(number)
+    eventually(lambda: not traces.left(), 40)
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(state: Path, config: Path) -> None:
-    before = listening()
     fields = yaml.safe_load(config.read_text())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -155,10 +226,10 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(state: Path, config: Pat
         assert done.returncode == 1
         assert address in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
-    nothing_is_left(state, before)
+    assert Traces.of(state).left() == set()
     config.write_text("upstreamz: {}\n")
     done = passel("up", "--config", str(config), "--state", str(state))
     assert done.returncode == 2
     assert "upstreams" in done.stderr
     assert passel("up", "--nodes", "0", "--state", str(state)).returncode == 2
-    nothing_is_left(state, before)
+    assert Traces.of(state).left() == set()

@@ -114,7 +114,21 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     assert errors.decode().strip() == (
         f"passel gateway: cannot listen on 127.0.0.1:{port}: another program listens there already"
     )
-    assert os.listdir(tmp_path) == ["passel.yaml"]
+    assert sorted(os.listdir(tmp_path)) == ["gateway.lock", "passel.yaml"]
+
+
+def test_a_node_has_one_gateway_and_its_address_is_never_another_ones(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with running(config) as (process, note):
+        second = spawn(config)
+        _, errors = second.communicate()
+        assert second.returncode == 1
+        assert b"another gateway has" in errors
+        assert json.loads((tmp_path / "gateway.json").read_text()) == note
+        process.kill()
+        process.wait()
+        with running(config) as (_, again):
+            assert again["bound"] == note["bound"]
 
 
 def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:

@@ -16,12 +16,20 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 
 from passel.cli.cluster import JsonOption, StateOption, state_folder
-from passel.cli.console import err, errors_are_sentences, print_json, size
+from passel.cli.console import (
+    INTERRUPTED,
+    RateColumn,
+    err,
+    errors_are_sentences,
+    fail,
+    print_json,
+    size,
+)
 from passel.client import Client
+from passel.client.download import part_of
 
 
 def get(
@@ -45,15 +53,28 @@ def get(
         began = time.monotonic()
         client = Client(gateway, state=state_folder(state).path)
         target = sys.stdout.buffer if output == "-" else Path(output)
-        with _bar(what) as progress:
+        with _bar(what) as progress, _how_to_go_on(target):
             got = client.get(what, target, digest=digest, progress=progress)
         took_s = max(time.monotonic() - began, 1e-6)
-        facts = {"digest": str(got.digest), "bytes": got.size, "seconds": round(took_s, 3)}
+        facts = {"digest": str(got.digest), "verified": got.verified, "bytes": got.size}
+        facts |= {"resumed_bytes": got.resumed, "seconds": round(took_s, 3)}
         if as_json and output != "-":
             print_json(facts)
         else:
-            rate = size(got.size / took_s)
+            rate = size((got.size - got.resumed) / took_s)
             err.print(f"{got.digest} verified, {size(got.size)} in {took_s:.2f} s, {rate}/s")
+
+
+@contextlib.contextmanager
+def _how_to_go_on(target: object) -> Iterator[None]:
+    """Ctrl-C loses nothing of a file, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if isinstance(target, Path) and part_of(target).exists():
+            text = f"interrupted: the same command goes on from {part_of(target)}"
+            fail(text, INTERRUPTED)
+        raise
 
 
 @contextlib.contextmanager
@@ -63,7 +84,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        RateColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:

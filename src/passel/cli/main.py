@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -17,7 +17,7 @@ except ImportError:
 
 from passel._version import __version__
 from passel.cli import cluster, configuring, getting
-from passel.cli.console import INTERRUPTED, USAGE
+from passel.cli.console import INTERRUPTED, USAGE, interrupt_on_signals
 from passel.cli.demo import run
 
 app = typer.Typer(
@@ -35,17 +35,30 @@ app.command()(run.demo)
 app.add_typer(configuring.app, name="config")
 
 
-@app.command()
-def version() -> None:
-    """Print passel's version."""
-    sys.stdout.write(f"passel {__version__}\n")
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"passel {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands; the texts are the app's."""
 
 
 def main() -> None:
     """Run a command; every mistake ends in one sentence and an exit status that is not 0."""
     command = get_command(app)
+    interrupt_on_signals()
     try:
         status = command(standalone_mode=False)
+    except click.NoArgsIsHelpError as error:
+        sys.stderr.write(f"{error.format_message()}\n")
+        sys.exit(USAGE)
     except click.UsageError as error:
         sys.stderr.write(f"passel: {_sentence(error, command)}\n")
         sys.exit(USAGE)
@@ -65,7 +78,7 @@ def _sentence(error: click.UsageError, command: Any) -> str:
     words += list(getattr(where, "commands", {}))
     tried = getattr(error, "option_name", None) or text.rpartition("'")[0].rpartition("'")[2]
     near = difflib.get_close_matches(str(tried), words, 1, 0.5)
-    if near and text.startswith("No such") and "Possible" not in text:
+    if near and text.startswith("No such") and "Possible" not in text and "mean" not in text:
         text += f" Did you mean {near[0]}?"
     return text
 

@@ -46,7 +46,12 @@ def zone_name(index: int) -> str:
 
 
 def check_state(state: StateFolder, nodes: int) -> None:
-    """The sockets in the folder must have names that fit. Raises ConfigError."""
+    """It is a folder or can become one, and sockets in it have names that fit.
+
+    Raises ConfigError.
+    """
+    if state.path.exists() and not state.path.is_dir():
+        raise ConfigError(f"{state.path} is not a folder: choose another one with --state")
     longest = len(str(state.node(nodes).door).encode())
     if longest > SOCKET_PATH_MAX:
         excess = longest - SOCKET_PATH_MAX

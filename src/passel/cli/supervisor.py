@@ -26,11 +26,14 @@ from passel.cli.processes import Process, identify
 from passel.client.exchange import fetch_json, to_socket
 from passel.client.state import NodeFolder, StateFolder, read_json
 from passel.config import Config, dump, load
-from passel.errors import ConfigError, PasselError
+from passel.errors import ConfigError, PasselError, StoreError
+from passel.store import Store
 from passel.telemetry.logs import LineFormatter
 
 log = logging.getLogger("passel.cli.supervisor")
 
+#: Exit status of a supervisor that came second.
+RUNS_ALREADY = 3
 GATEWAY_TIMEOUT_S = 20.0
 RAY_TIMEOUT_S = 60.0
 PEER_TIMEOUT_S = 60.0
@@ -38,6 +41,16 @@ LOOK_EVERY_S = 0.3
 LOG_BYTES = 4 * 1024 * 1024
 STARTS_MAX = 4
 STARTS_WITHIN_S = 10.0
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray gives a raylet up after this many failed checks; with its own 5 times 3 s a controller
+    # whose node died would be away for 15 s. A raylet that is only slow does not fail a check: it
+    # has 10 s for its answer. Source: ray_config_def.h.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    # Ray's own 15 would put peers behind everything else on the machine, and clients wait for them.
+    "RAY_worker_niceness": "0",
+}
 
 
 class StartFailed(PasselError):
@@ -69,9 +82,14 @@ class RunningNode:
 class Supervisor:
     """One cluster: `start`, then `watch` until told to stop, then `stop`."""
 
-    def __init__(self, state: StateFolder, config: Config, nodes: list[NodePlan]) -> None:
+    def __init__(
+        self, state: StateFolder, config: Config, nodes: list[NodePlan], owner: int | None = None
+    ) -> None:
         self.state = state
         self.config = config
+        #: The command that the cluster lives for; None: it outlives its command.
+        self.owner = identify(owner) if owner is not None else None
+        self.is_owned = owner is not None
         self.nodes = [
             RunningNode(
                 node,
@@ -90,6 +108,7 @@ class Supervisor:
     def start(self) -> None:
         """All nodes answer, or StartFailed."""
         self._write_configs()
+        self._try_stores()
         for node in self.nodes:
             self._start_gateway(node)
         self._say("gateways listen")
@@ -104,6 +123,15 @@ class Supervisor:
             config = plan.node_config(self.config, node.plan.number, folder.store)
             _write(folder.config, dump(config))
             _write(folder.facts, json.dumps({"node": folder.name, "zone": node.plan.zone}))
+
+    def _try_stores(self) -> None:
+        """Say at once what a peer could say only in its log, after having been started in vain."""
+        store = self.config.store
+        for node in self.nodes:
+            try:
+                Store.open(node.folder.store, int(store.capacity), int(store.reserve)).close()
+            except StoreError as error:
+                raise StartFailed(str(error)) from error
 
     def _start_gateway(self, node: RunningNode) -> None:
         # The note of a gateway that died stays: the next one takes its ports, which clients know.
@@ -121,7 +149,8 @@ class Supervisor:
         deadline = time.monotonic() + GATEWAY_TIMEOUT_S
         while read_json(node.folder.gateway_note).get("pid") != child.pid:
             if child.poll() is not None:
-                raise StartFailed(_last_line(node.folder.gateway_log))
+                said = _last_line(node.folder.gateway_log).removeprefix("passel gateway: ")
+                raise StartFailed(f"the gateway of {node.folder.name} {said}")
             if time.monotonic() > deadline:
                 raise StartFailed(f"the gateway of {node.folder.name} does not come up")
             time.sleep(0.02)
@@ -133,7 +162,7 @@ class Supervisor:
             "PASSEL_CONFIG": str(folder.config),
             "PASSEL_STATE": str(self.state.path),
             "PASSEL_NODE": folder.name,
-            "RAY_USAGE_STATS_ENABLED": "0",
+            **RAY_SETTINGS,
         }
         return environment
 
@@ -168,6 +197,7 @@ class Supervisor:
 
     def _run(self, command: list[str], environment: dict[str, str], what: str) -> str:
         with _log_file(self.state.log) as errors:
+            begun = errors.tell()
             try:
                 done = subprocess.run(
                     command,
@@ -182,7 +212,8 @@ class Supervisor:
             except subprocess.TimeoutExpired as error:
                 raise StartFailed(f"{what} within {RAY_TIMEOUT_S:g} s") from error
         if done.returncode != 0:
-            raise StartFailed(f"{what}, see {self.state.log}")
+            said = _said_since(self.state.log, begun)
+            raise StartFailed(f"{what}{': ' if said else ''}{said} (see {self.state.log})")
         return done.stdout
 
     def _wait_for_peers(self) -> None:
@@ -205,14 +236,18 @@ class Supervisor:
     # --- keeping --------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Until told to stop: whatever dies is started again."""
-        while not self.stopping:
+        """Until told to stop, or left by the owner: whatever dies is started again."""
+        while not self.stopping and not self._is_orphaned():
             processes.reap()
             try:
                 self._mend()
-            except StartFailed as error:
+            except (StartFailed, OSError) as error:
+                # A full disk, say. What runs goes on running, and the next look may do better.
                 log.error("not_mended why=%s", error)
             time.sleep(LOOK_EVERY_S)
+
+    def _is_orphaned(self) -> bool:
+        return self.is_owned and (self.owner is None or not self.owner.alive)
 
     def _mend(self) -> None:
         if self.gcs_process is None or not self.gcs_process.alive:
@@ -273,7 +308,15 @@ def _log_file(path: Path) -> IO[bytes]:
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"the gateway ended at once, see {path}"
+    return lines[-1] if lines else f"ended at once, see {path}"
+
+
+def _said_since(path: Path, begun: int) -> str:
+    """The last line of the log after that byte: of an error that is its gist."""
+    with path.open("rb") as file:
+        file.seek(begun)
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:300] if lines else ""
 
 
 def _peer_answers(folder: NodeFolder) -> bool:
@@ -284,21 +327,17 @@ def _peer_answers(folder: NodeFolder) -> bool:
 
 
 def _lock(state: StateFolder) -> IO[bytes]:
-    """The supervisor's own lock; released by the kernel however this process ends."""
+    """The supervisor's own lock; released by the kernel however this process ends.
+
+    Raises BlockingIOError when another one has it.
+    """
     state.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = state.lock.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        pid = read_json(state.supervisor).get("pid")
-        raise StartFailed(
-            f"a cluster runs in {state.path} already (supervisor {pid}): say passel down first,"
-            " or choose another folder with --state"
-        ) from error
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
 
 
-def run(state: StateFolder, config: Config, nodes: list[NodePlan]) -> int:
+def run(state: StateFolder, config: Config, nodes: list[NodePlan], owner: int | None) -> int:
     """Start, watch, stop. Exit status 0 after SIGTERM, 1 when the start failed."""
     processes.become_subreaper()
     leftovers = processes.end(state.path, grace_s=1.0)
@@ -306,7 +345,7 @@ def run(state: StateFolder, config: Config, nodes: list[NodePlan]) -> int:
         raise StartFailed(f"processes of an earlier cluster in {state.path} do not end")
     processes.sweep(state)
     _write(state.supervisor, json.dumps({"pid": os.getpid(), "nodes": len(nodes)}))
-    supervisor = Supervisor(state, config, nodes)
+    supervisor = Supervisor(state, config, nodes, owner)
 
     def stop(number: int, frame: object) -> None:
         supervisor.stopping = True
@@ -322,7 +361,7 @@ def run(state: StateFolder, config: Config, nodes: list[NodePlan]) -> int:
         supervisor.watch()
     except KeyboardInterrupt:
         log.info("told to stop")
-    except StartFailed as error:
+    except (StartFailed, OSError) as error:
         log.error("start_failed why=%s", error)
         failure = str(error)
     finally:
@@ -343,18 +382,24 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--zones", type=int, required=True)
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--owner", type=int, help="end when this process ends")
     options = parser.parse_args()
     state = StateFolder(options.state)
     try:
         lock = _lock(state)
+    except BlockingIOError:
+        # Not a word in the folder: it is another cluster's.
+        return RUNS_ALREADY
+    try:
         handler = RotatingFileHandler(state.log, maxBytes=LOG_BYTES, backupCount=1)
         handler.setFormatter(LineFormatter())
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         config = load(options.config) if options.config else Config()
         shared = plan.cluster_config(config, options.seeds)
         with lock:
-            return run(state, shared, plan.plan_nodes(options.nodes, options.zones))
-    except (StartFailed, ConfigError) as error:
+            nodes = plan.plan_nodes(options.nodes, options.zones)
+            return run(state, shared, nodes, options.owner)
+    except (StartFailed, ConfigError, OSError) as error:
         _write(state.failed, str(error))
         return 1
 

@@ -72,7 +72,8 @@ class Client:
         """`output` (a path or a binary stream) holds the blob that `what` names, verified.
 
         `digest` is what it must have if `what` does not say it. An interrupted download is taken up
-        where it broke off, now and by the next call. Raises DigestMismatch, RequestRefused,
+        where it broke off, now and by the next call. A path that is a pipe or a device is written
+        into, like a stream. Raises DigestMismatch, RequestRefused,
         PeerUnavailable, StoreError, InputError.
         """
         target = parse_target(what) if isinstance(what, str) else what
@@ -85,7 +86,10 @@ class Client:
         ask = self._asker(target)
         shown = progress or _silent
         if isinstance(output, str | os.PathLike):
-            return download.to_file(ask, Path(output), expected, resume=resume, progress=shown)
+            path = Path(output)
+            if download.is_special(path):
+                return download.to_special(ask, path, expected, shown)
+            return download.to_file(ask, path, expected, resume=resume, progress=shown)
         return download.to_stream(ask, output, expected, shown)
 
     def get_image(

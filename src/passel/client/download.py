@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ class FileSink:
         self._file = file
 
     def write(self, data: memoryview) -> None:
-        self._file.write(data)
+        _write_all(self._file, data)
 
     def restart(self) -> bool:
         self._file.seek(0)
@@ -83,10 +84,30 @@ class StreamSink:
         self._stream = stream
 
     def write(self, data: memoryview) -> None:
-        self._stream.write(data)
+        _write_all(self._stream, data)
 
     def restart(self) -> bool:
         return False
+
+
+def _write_all(stream: BinaryIO, data: memoryview) -> None:
+    # An unbuffered file writes what fits and says how much that was.
+    while data:
+        data = data[stream.write(data) :]
+
+
+def is_special(output: Path) -> bool:
+    """Whether `output` is a pipe or a device: written into, never replaced by a file.
+
+    Raises InputError when it is a folder.
+    """
+    try:
+        mode = output.stat().st_mode
+    except OSError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise InputError(400, "UNKNOWN", f"{output} is a folder: name the file to write in it")
+    return not stat.S_ISREG(mode)
 
 
 class Transfer:
@@ -176,15 +197,22 @@ class Transfer:
         self.at = 0
 
 
+def part_of(output: Path) -> Path:
+    """Where the bytes of an unfinished download to `output` lie."""
+    return output.with_name(output.name + PART)
+
+
 def to_file(
     ask: Ask, output: Path, expected: Digest | None, *, resume: bool, progress: Progress
 ) -> Got:
     """`output` holds the content, or is as it was.
 
-    An interrupted download stays beside it as ``<output>.part`` and is taken up by the next one.
-    Raises DigestMismatch when the bytes are not what the digest says; they are thrown away then.
+    An interrupted download stays beside it as ``<output>.part`` and is taken up by the next one. A
+    link is followed. Raises DigestMismatch when the bytes are not what the digest says; they are
+    thrown away then.
     """
-    part = output.with_name(output.name + PART)
+    output = output.resolve()
+    part = part_of(output)
     with _locked(part) as file:
         started = time.monotonic()
         adopt = resume and expected is not None
@@ -205,7 +233,10 @@ def to_file(
             # What was left over from an earlier download was of something else, or damaged.
             adopt = False
         file.flush()
-        fileio.rename(part, output)
+        try:
+            fileio.rename(part, output)
+        except OSError as error:
+            raise _cannot_write(str(output), error) from error
         seconds = time.monotonic() - started
     return Got(transfer.at, digest, expected is not None, resumed, seconds)
 
@@ -219,17 +250,44 @@ def _run(transfer: Transfer, part: Path) -> Digest:
             part.unlink(missing_ok=True)
         raise
     except OSError as error:
-        raise StoreError(
-            f"cannot write {part}: {(error.strerror or str(error)).lower()}"
-        ) from error
+        raise _cannot_write(str(part), error) from error
 
 
-def to_stream(ask: Ask, stream: BinaryIO, expected: Digest | None, progress: Progress) -> Got:
-    """The content in `stream`. Raises DigestMismatch when it is too late to take it back."""
+def _cannot_write(where: str, error: OSError) -> StoreError:
+    return StoreError(f"cannot write {where}: {(error.strerror or str(error)).lower()}")
+
+
+def to_special(ask: Ask, output: Path, expected: Digest | None, progress: Progress) -> Got:
+    """The content in a pipe or a device, like :func:`to_stream`."""
+    try:
+        with output.open("wb", buffering=0) as stream:
+            return to_stream(ask, stream, expected, progress, str(output))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _cannot_write(str(output), error) from error
+
+
+def to_stream(
+    ask: Ask,
+    stream: BinaryIO,
+    expected: Digest | None,
+    progress: Progress,
+    where: str = "the output",
+) -> Got:
+    """The content in `stream`. Raises DigestMismatch when it is too late to take it back.
+
+    BrokenPipeError is raised as it is: whoever read has enough.
+    """
     started = time.monotonic()
     transfer = Transfer(ask, StreamSink(stream), expected, progress)
-    digest = transfer.run()
-    stream.flush()
+    try:
+        digest = transfer.run()
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _cannot_write(where, error) from error
     if expected is not None and digest != expected:
         raise DigestMismatch("what was written", str(expected), str(digest))
     return Got(transfer.at, digest, expected is not None, 0, time.monotonic() - started)
@@ -243,8 +301,7 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise InputError(400, "UNKNOWN", f"there is no folder {part.parent}") from None
     except OSError as error:
-        text = f"cannot write {part}: {(error.strerror or str(error)).lower()}"
-        raise StoreError(text) from error
+        raise _cannot_write(str(part), error) from error
     with os.fdopen(fd, "r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

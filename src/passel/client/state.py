@@ -108,6 +108,11 @@ class StateFolder:
     def ray(self) -> Path:
         return self.path / "ray"
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a cluster was ever started here; its lock and its log stay for good."""
+        return self.lock.is_file() and self.log.is_file()
+
     def node(self, number: int) -> NodeFolder:
         """Node `number`, counted from 1."""
         return NodeFolder(self.path / f"n{number}")

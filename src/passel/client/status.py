@@ -7,6 +7,7 @@ from the node folders, so that a status comes out whatever has died.
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,7 @@ def cluster_status(state: StateFolder) -> dict[str, Any]:
         return {"nodes": [], "shards": [], "controller": {"node": None, "pid": None}, "blobs": 0}
     with ThreadPoolExecutor(max_workers=min(32, len(folders))) as pool:
         healths = list(pool.map(_health, folders))
-    view: dict[str, Any] = {}
-    for folder, health in zip(folders, healths, strict=True):
-        if health:
-            view = _whole(folder)
-            if view:
-                break
+    view = _whole([folder for folder, health in zip(folders, healths, strict=True) if health])
     by_name = {str(node.get("node")): node for node in view.get("nodes", [])}
     nodes = [
         _node(folder, health, by_name.get(folder.name))
@@ -60,11 +56,17 @@ def _health(folder: NodeFolder) -> dict[str, Any]:
         return {}
 
 
-def _whole(folder: NodeFolder) -> dict[str, Any]:
-    try:
-        return peer_status(folder.store)
-    except PasselError:
-        return {}
+def _whole(folders: list[NodeFolder]) -> dict[str, Any]:
+    """The controller's view through the first peer that gets one; empty when time is up."""
+    deadline = time.monotonic() + CLUSTER_TIMEOUT_S
+    for folder in folders:
+        if time.monotonic() > deadline:
+            break
+        try:
+            return peer_status(folder.store)
+        except PasselError:
+            continue
+    return {}
 
 
 def _node(
@@ -90,9 +92,20 @@ def _node(
     pids = dict(node["pids"])
     pids["gateway"] = _running(note.get("pid"))
     pids["peer"] = health.get("pid")
-    pids["raylet"] = _running(health.get("raylet")) or _running(pids.get("raylet"))
+    pids["raylet"] = _raylet(health.get("raylet")) or _raylet(pids.get("raylet"))
     node["pids"] = pids
     return node
+
+
+def _raylet(pid: object) -> int | None:
+    """`pid` if it is a raylet: what a peer takes for its parent may be who adopted it since."""
+    if not isinstance(pid, int):
+        return None
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return None
+    return pid if name == "raylet" else None
 
 
 def _running(pid: object) -> int | None:

@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -327,12 +328,13 @@ class Registry:
 
 async def serve(options: argparse.Namespace, log: TextIO | None) -> None:
     """Run until SIGINT or SIGTERM; the first line on stdout is the URL."""
-    with tempfile.TemporaryDirectory(prefix="passel-registry-") as scratch:
+    with ExitStack() as stack:
+        root = options.root
+        if root is None:
+            root = stack.enter_context(tempfile.TemporaryDirectory(prefix="passel-registry-"))
         rate = parse_size(options.rate) if options.rate else None
         latency_s = parse_duration(options.latency).total_seconds()
-        registry = Registry(
-            Path(options.root or scratch), rate_bytes_per_s=rate, latency_s=latency_s, log=log
-        )
+        registry = Registry(Path(root), rate_bytes_per_s=rate, latency_s=latency_s, log=log)
         print(await registry.start(options.port, options.host), flush=True)
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
