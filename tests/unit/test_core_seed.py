@@ -60,10 +60,15 @@ def test_bulk_leaves_a_slot_for_clients_and_never_asks_twice() -> None:
 def test_spans_follow_the_measured_rate() -> None:
     seed = leased(400 * MIB)
     _, n = seed.pump(0.0, 1)
-    seed.ended(1, None, 0.04)  # 4 MiB in 40 ms: 100 MiB/s, a quarter of a second is 25 MiB
+    seed.ended(1, None, 0.2)  # 4 MiB in 200 ms: 20 MiB/s
     seed.works[REF.id].todo &= ~bitfield.of_range(0, 4)
-    commands, _ = seed.pump(0.04, n)
-    assert spans(commands) == [(8 * MIB, 33 * MIB)]
+    commands, n = seed.pump(0.2, n)
+    assert spans(commands) == [(8 * MIB, 28 * MIB)], "a second of it, while nobody reads lazily"
+    seed.demand(Demand(REF.id, 7, ((0, 1),)), 0.2)
+    seed.ended(2, None, 0.2)
+    seed.works[REF.id].todo &= ~bitfield.of_range(0, 8)
+    commands, _ = seed.pump(0.4, n)
+    assert spans(commands) == [(28 * MIB, 33 * MIB)], "a quarter of a second, while somebody does"
 
 
 def test_fenced_off_after_its_time_without_a_word_of_the_shard() -> None:

@@ -662,7 +662,12 @@ class PeerLimits:
 
     download_slots: int = 16
     per_parent: int = 4
+    #: Length of a request to the origin, in seconds of its rate: while clients read here and there,
+    #: and while they only pull.
     span_s: float = 0.25
+    pull_span_s: float = 1.0
+    #: For so long after a client's wish more wishes are likely.
+    lazy_s: float = 3.0
     spans_per_lease: int = 3
     #: Reads up to this length are urgent as a whole; nydusd's are 2 MiB at the most.
     small_read_bytes: int = 8 * 1024 * 1024
@@ -676,8 +681,10 @@ class PeerLimits:
 class ShardLimits:
     """The numbers that a shard's decisions depend on, in base units."""
 
-    #: From one plan to the next: the least, and what every peer that wants something adds.
+    #: From one plan to the next: the least, a share of the time that a piece is under way (plans
+    #: that come more often find nothing new), and what every peer that wants something adds.
     epoch_s: float = 0.015
+    epoch_per_flight: float = 0.05
     epoch_per_peer_s: float = 5e-5
     lease_ttl_s: float = 10.0
     #: How long a dead peer's pieces are expected back with its disk: by clients that wait, and by

@@ -1,10 +1,11 @@
 """Back to source: what a lease-holder fetches from the origin, in which order, in which requests.
 
 One `LeaseWork` per lease. Its pieces are fetched by spans: contiguous byte ranges, one request
-each, about `span_s` seconds of the origin's measured rate long: long, so that the origin sees few
-requests; not longer, so that a client who needs a piece in the middle of a running span waits for a
-fraction of a second at the most (a running request cannot be shortened without the origin having
-sent bytes for nothing). Urgent pieces start a span of their own; bulk leaves a slot free for them.
+each, some seconds of the origin's measured rate long, so that the origin sees few requests. While
+clients read here and there (`lazy_s`) they are short, so that who needs a piece in the middle of a
+running span waits for a fraction of a second at the most: a running request cannot be shortened
+without the origin having sent bytes for nothing. Urgent pieces start a span of their own; bulk
+leaves a slot free for them.
 
 The first request of a blob, whose size nobody knows, asks for one `MIN_PIECE` around the first byte
 that is wanted: its Content-Range is the stat, and no byte of it is fetched twice.
@@ -261,17 +262,21 @@ class SeedMachine:
             return None
         for piece in work.urgent:
             if free >> piece & 1:
-                return self._span_from(work, piece, free)
+                return self._span_from(work, piece, free, self.limits.span_s)
         if len(work.spans) >= self.limits.spans_per_lease - 1:
             return None
         if any(work.todo >> piece & 1 for piece in work.urgent):
             return None  # bulk yields to clients that wait
         if now < work.urgent_at + BULK_AFTER_S:
             return None  # and to their pieces' way on to them
-        return self._span_from(work, bitfield.lowest(free), free)
+        is_lazy = now < work.urgent_at + self.limits.lazy_s
+        length_s = self.limits.span_s if is_lazy else self.limits.pull_span_s
+        return self._span_from(work, bitfield.lowest(free), free, length_s)
 
-    def _span_from(self, work: LeaseWork, piece: int, free: int) -> tuple[int, int]:
-        """A span from this piece on, over as many free pieces as the span's length allows."""
+    def _span_from(
+        self, work: LeaseWork, piece: int, free: int, length_s: float
+    ) -> tuple[int, int]:
+        """A span from this piece on, over as many free pieces as `length_s` allows."""
         geometry = work.geometry
         assert geometry is not None
         start, stop = self._gap(work, piece) or geometry.span(piece)
@@ -279,7 +284,7 @@ class SeedMachine:
             return start, stop
         wished = FIRST_SPAN_BYTES
         if work.rate_bytes_per_s:
-            wished = int(work.rate_bytes_per_s * self.limits.span_s)
+            wished = int(work.rate_bytes_per_s * length_s)
         wished = min(max(wished, geometry.piece_size), LONGEST_SPAN_BYTES)
         run = bitfield.run_length(free, piece)
         for following in range(piece + 1, piece + run):

@@ -64,6 +64,8 @@ from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
 TOKENS_PER_INCARNATION = 1 << 32
 
 
+#: However many peers there are, and however slow.
+EPOCH_S_MAX = 0.5
 #: A source has what nobody else has; it is spared as if it had so many pieces more to send.
 SOURCE_COST = 3
 
@@ -154,10 +156,14 @@ class ShardMachine:
             self._bulk(swarm, now)
             if not swarm.is_wanted and swarm.lease is None:
                 del self._active[blob]
-        epoch_s = self.limits.epoch_s + n_hungry * self.limits.epoch_per_peer_s
-        self._epoch_at = now + epoch_s if self._active else None
+        self._epoch_at = now + self._epoch_s(n_hungry) if self._active else None
         self._trim()
         return self._out
+
+    def _epoch_s(self, n_hungry: int) -> float:
+        limits = self.limits
+        shortest = max(limits.epoch_s, limits.epoch_per_flight * self.traffic.flight_s)
+        return min(shortest + n_hungry * limits.epoch_per_peer_s, EPOCH_S_MAX)
 
     def check_invariants(self) -> None:
         """Re-derive what is kept twice. Raises AssertionError."""
@@ -195,7 +201,7 @@ class ShardMachine:
             return  # a late word of a peer that is gone, or of its former life
         match item:
             case Holds():
-                self._holds(peer, item, dirty)
+                self._holds(peer, item, now, dirty)
             case Announced():
                 self._announced(peer, dirty)
             case Gains():
@@ -233,7 +239,7 @@ class ShardMachine:
             if swarm.is_back(peer):
                 dirty[blob] = None
 
-    def _holds(self, peer: PeerId, item: Holds, dirty: dict[BlobId, None]) -> None:
+    def _holds(self, peer: PeerId, item: Holds, now: float, dirty: dict[BlobId, None]) -> None:
         if item.upstream is None:
             copies = self.copies.get(item.digest)
             if copies is None or copies.size != item.size:
@@ -250,7 +256,7 @@ class ShardMachine:
         swarm.row(peer)
         for piece in bitfield.pieces(item.have & swarm.geometry.all_pieces):
             if swarm.learn(piece, item.digests[piece * 32 : piece * 32 + 32]):
-                swarm.gain(peer, piece)
+                swarm.gain(peer, piece, now)
         dirty[swarm.key.id] = None
 
     def _gains(self, peer: PeerId, item: Gains, now: float, dirty: dict[BlobId, None]) -> None:
@@ -268,7 +274,7 @@ class ShardMachine:
                 continue
             if is_new:
                 fresh.append((piece, digest))
-            swarm.gain(peer, piece)
+            swarm.gain(peer, piece, now)
         if swarm.lease is not None and swarm.lease.holder == peer:
             swarm.lease.progress_at = now
             if swarm.lease.todo == 0:
@@ -533,7 +539,7 @@ class ShardMachine:
                     continue
                 if not swarm.held >> piece & 1:
                     demanded |= 1 << piece
-                coming = Coming(edge.parent, now + self.limits.urgent_ttl_s, edge.turn)
+                coming = Coming(edge.parent, now, now + self.limits.urgent_ttl_s, edge.turn)
                 swarm.expect(peer, piece, coming, edge.digest)
                 edges.append(edge)
             if edges:
@@ -609,7 +615,7 @@ class ShardMachine:
         for child, edges in plan.edges.items():
             until = now + self.limits.edge_ttl_s
             for edge in edges:
-                coming = Coming(edge.parent, until, edge.turn)
+                coming = Coming(edge.parent, now, until, edge.turn)
                 swarm.expect(child, edge.piece, coming, edge.digest)
             self._say_plan(swarm, child, edges, plan.fallbacks.get(child, ()))
 

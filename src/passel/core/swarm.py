@@ -25,6 +25,7 @@ class Coming:
     """A piece on its way to a peer; given up at `until`."""
 
     parent: PeerId
+    since: float
     until: float
     turn: int
 
@@ -120,12 +121,15 @@ class Traffic:
     def __init__(self) -> None:
         self.up = Side()
         self.down = Side()
+        #: How long pieces are under way, from the plan to the news of it: a running mean.
+        self.flight_s = 0.0
 
     def add(self, child: PeerId, parent: PeerId, n: int) -> None:
         self.up.add(parent, n)
         self.down.add(child, n)
 
-    def moved(self, child: PeerId, parent: PeerId) -> None:
+    def moved(self, child: PeerId, parent: PeerId, took_s: float) -> None:
+        self.flight_s += (took_s - self.flight_s) / 16
         self.up.moved(parent)
         self.down.moved(child)
 
@@ -200,7 +204,7 @@ class Swarm:
         self.known |= 1 << piece
         return True
 
-    def gain(self, peer: PeerId, piece: int) -> None:
+    def gain(self, peer: PeerId, piece: int, now: float) -> None:
         row = self.row(peer)
         bit = 1 << piece
         row.have |= bit
@@ -209,7 +213,7 @@ class Swarm:
         self.held |= bit
         coming = self.settle(peer, piece)
         if coming is not None:
-            self.traffic.moved(peer, coming.parent)
+            self.traffic.moved(peer, coming.parent, now - coming.since)
         if self.lease is not None and self.lease.todo is not None:
             self.lease.todo &= ~bit
             self.lease.demanded &= ~bit

@@ -6,6 +6,7 @@ through the `Job`.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from passel.transport.connections import Job
 from passel.transport.wire import HEAD_BYTES_MAX, RETRY_AFTER_MS_HEADER, PieceNotHeld
 
 _BUSY_MS_MAX: Final = 60_000
+#: A thread is woken for so many bytes, or for the rest of the body. On a slow link it would be
+#: woken for every few packets, and that was most of what a transfer cost.
+_WAKE_BYTES: Final = 256 * 1024
 
 
 class Stale(Exception):
@@ -71,13 +75,23 @@ class Exchange:
         if len(body):
             self.take(body)
         left = head.length - len(body)
+        try:
+            self._receive_body(sock, buffer, left)
+        finally:
+            _wake_at(sock, 1)
+        self.is_over = head.keep_alive
+
+    def _receive_body(self, sock: socket.socket, buffer: memoryview, left: int) -> None:
+        wake_at = 1
         while left:
+            if wake_at != min(left, _WAKE_BYTES):
+                wake_at = min(left, _WAKE_BYTES)
+                _wake_at(sock, wake_at)
             n = self._receive(sock, buffer[: min(left, len(buffer))], self.read_timeout_s)
             if n == 0:
                 raise PeerUnavailable(f"{self.address} closed with {left} bytes still to come")
             self.take(buffer[:n])
             left -= n
-        self.is_over = head.keep_alive
 
     def _ask(
         self, sock: socket.socket, authorization: str, buffer: memoryview, reused: bool
@@ -150,3 +164,9 @@ class Exchange:
                 "differ, or their clocks are more than a minute apart"
             )
         return PeerUnavailable(f"{self.address} answered {head.status}")
+
+
+def _wake_at(sock: socket.socket, n_bytes: int) -> None:
+    """Have reads of this socket wait until so many bytes, an end or an error are there."""
+    with contextlib.suppress(OSError):  # a socket that was cut tells so at the next read
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, n_bytes)
