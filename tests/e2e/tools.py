@@ -59,15 +59,15 @@ class DockerRegistry:
 
     _ACCESS = re.compile(r'"(GET|HEAD) (\S+) HTTP/1\.1" (\d+) (\d+) ')
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self.log = folder / "registry.log"
         config = folder / "registry.yml"
         config.write_text(
             "version: 0.1\n"
             f"storage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
-            f"http: {{addr: 127.0.0.1:{self.port}}}\n"
+            f"http: {{addr: {host}:{self.port}}}\n"
         )
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(

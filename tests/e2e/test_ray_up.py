@@ -1,0 +1,138 @@
+"""The real `ray up` brings passel up on several hosts, and keeps it up; `ray down` ends it.
+
+The cluster file is the one that users start from, with this lab's addresses in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hosts import NETWORK, Host, Network, run
+from ray_lab import eventually
+from tools import DockerRegistry, need
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[2]
+GATEWAY = "http://127.0.0.1:65001"
+NODE = "passel node {} --config ~/passel/passel.yaml"
+
+
+class RayHosts:
+    """The hosts, the registry outside of them, and the cluster file that the operator edits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.network = Network(folder)
+        self.registry = DockerRegistry(folder, self.network.address)
+        self._build_wheel()
+        (folder / "passel.yaml").write_text(yaml.safe_dump(self._configuration()))
+        self.file = folder / "cluster.yaml"
+        #: The operator's laptop: it has Ray's launcher and nothing of the cluster.
+        self.laptop = self.network.host("laptop", 9)
+        self.head = self.network.host("head-a0", 10)
+        self.workers: dict[str, Host] = {}
+
+    def _build_wheel(self) -> None:
+        run(sys.executable, "-m", "build", "--wheel", "--outdir", str(self.folder / "dist"), str(ROOT))
+
+    def _configuration(self) -> dict[str, Any]:
+        settings: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "fleet.yaml").read_text())
+        settings["upstreams"] = {
+            "lab": {"api": self.registry.url, "networks": [f"{NETWORK}.0/24"]}
+        }
+        settings["default_upstream"] = "lab"
+        settings["store"] |= {"capacity": "1 GiB", "reserve": "0 B"}
+        return settings
+
+    def add_worker(self, name: str, number: int) -> Host:
+        self.workers[name] = self.network.host(name, number)
+        return self.workers[name]
+
+    def write_cluster_file(self) -> None:
+        cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+        cluster["provider"]["head_ip"] = self.head.address
+        cluster["provider"]["worker_ips"] = [host.address for host in self.workers.values()]
+        cluster["auth"]["ssh_private_key"] = str(self.network.key)
+        cluster["file_mounts"]["~/passel/wheel"] = str(self.folder / "dist")
+        cluster["file_mounts"]["~/passel/passel.yaml"] = str(self.folder / "passel.yaml")
+        self.file.write_text(yaml.safe_dump(cluster, sort_keys=False, width=1000))
+
+    def ray(self, *words: str, timeout_s: float = 120) -> str:
+        """What the operator types: `ray up`, `ray down`."""
+        command = " ".join(["ray", words[0], "-y", *words[1:], str(self.file)])
+        done = self.laptop.run(command, timeout_s=timeout_s)
+        return done.stdout + done.stderr
+
+    def status(self) -> dict[str, Any]:
+        done = self.head.run(f"{NODE.format('status')} --json", check=False)
+        return json.loads(done.stdout) if done.returncode == 0 else {"nodes": []}
+
+    def alive(self) -> set[str]:
+        return {node["node"] for node in self.status()["nodes"] if node["alive"]}
+
+    def push(self, n_bytes: int) -> str:
+        """The digest of a new blob in the registry."""
+        data = os.urandom(n_bytes)
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        path = self.folder / "blob"
+        path.write_bytes(data)
+        self.registry.push_blob("org/app", path, digest)
+        return digest
+
+    def remove(self) -> None:
+        self.network.remove()
+        self.registry.stop()
+
+
+def pull(host: Host, digest: str) -> bool:
+    """A client on the host reads a blob through the host's gateway, whole and right."""
+    url = f"{GATEWAY}/v2/org/app/blobs/{digest}"
+    done = host.run(f"curl -sSf {url} | sha256sum", check=False)
+    return done.stdout.split(" ")[0] == digest.removeprefix("sha256:")
+
+
+@pytest.fixture
+def cluster() -> Iterator[RayHosts]:
+    need("docker-registry")
+    # Not under /tmp: every host has its own.
+    folder = Path(tempfile.mkdtemp(prefix="pray", dir="/var/tmp"))
+    hosts = RayHosts(folder)
+    try:
+        yield hosts
+    finally:
+        hosts.remove()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_ray_up(cluster: RayHosts) -> None:
+    began = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {what}")
+
+    for name, number in (("host-a1", 11), ("host-b1", 12)):
+        cluster.add_worker(name, number)
+    cluster.write_cluster_file()
+    say("hosts are up")
+    cluster.ray("up")
+    say("ray up has returned")
+    try:
+        eventually(lambda: cluster.alive() == {"head-a0", *cluster.workers}, 90, 1)
+    finally:
+        print(cluster.status())
+    say("three nodes have their peers")
+    zones = {node["node"]: node["zone"] for node in cluster.status()["nodes"]}
+    assert zones == {"head-a0": "a", "host-a1": "a", "host-b1": "b"}
