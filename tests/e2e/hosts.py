@@ -134,7 +134,9 @@ class Host:
         (hosts / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         run("ip", "netns", "add", self._space)
         link = ["ip", "link", "add", self._link, "type", "veth"]
-        run(*link, "peer", "name", "eth0", "netns", self._space)
+        # A host that boots again has the network card of before: nobody's ARP table is wrong.
+        card = f"02:00:00:00:00:{int(self.address.rpartition('.')[2]):02x}"
+        run(*link, "peer", "name", "eth0", "address", card, "netns", self._space)
         run("ip", "link", "set", self._link, "master", BRIDGE, "up")
         inside = ["ip", "-n", self._space]
         run(*inside, "addr", "add", f"{self.address}/24", "dev", "eth0")

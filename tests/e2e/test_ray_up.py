@@ -61,10 +61,11 @@ class RayHosts:
         self.workers[name] = self.network.host(name, number)
         return self.workers[name]
 
-    def write_cluster_file(self) -> None:
+    def write_cluster_file(self, min_workers: int) -> None:
         cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
         cluster["provider"]["head_ip"] = self.head.address
         cluster["provider"]["worker_ips"] = [host.address for host in self.workers.values()]
+        cluster["min_workers"] = min_workers
         cluster["auth"]["ssh_private_key"] = str(self.network.key)
         cluster["file_mounts"]["~/passel/wheel"] = str(self.folder / "dist")
         cluster["file_mounts"]["~/passel/passel.yaml"] = str(self.folder / "passel.yaml")

@@ -62,7 +62,8 @@ class NodeGateway:
         One that was started here with another configuration, or by another version, is replaced.
         """
         running = self.process()
-        if running is not None and self._answers() and not self._is_outdated(running):
+        # One that answers and is no process here runs in another container of this host.
+        if self._answers() and (running is None or not self._is_outdated(running)):
             return False
         if running is not None:
             self.stop()
