@@ -17,10 +17,8 @@ from pathlib import Path
 import pytest
 from tools import need, until
 
-#: Names of namespaces and interfaces (15 characters at most), and the network of the bridge.
+#: Names of interfaces have 15 characters at most.
 PREFIX = "pslray"
-BRIDGE = f"{PREFIX}br"
-NETWORK = "10.213.77"
 
 _BOOT = """
 set -e
@@ -57,14 +55,15 @@ class Network:
             pytest.skip("namespaces as hosts need root")
         self.folder = folder
         self.key = folder / "key"
-        self.address = f"{NETWORK}.1"
         self.hosts: list[Host] = []
+        #: Two runs on one machine do not get in each other's way.
+        self.number = next(n for n in range(1, 255) if not interface_exists(f"{PREFIX}{n}"))
+        self.bridge = f"{PREFIX}{self.number}"
+        self.address = f"10.213.{self.number}.1"
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
-        if Path(f"/sys/class/net/{BRIDGE}").exists():
-            run("ip", "link", "del", BRIDGE)
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-        run("ip", "addr", "add", f"{self.address}/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
+        run("ip", "link", "add", self.bridge, "type", "bridge")
+        run("ip", "addr", "add", f"{self.address}/24", "dev", self.bridge)
+        run("ip", "link", "set", self.bridge, "up")
         self._packages = self._link_packages()
 
     def _link_packages(self) -> Path:
@@ -77,7 +76,7 @@ class Network:
         return folder
 
     def host(self, name: str, number: int) -> Host:
-        """A running host at ``<network>.<number>``."""
+        """A running host at ``10.213.<network>.<number>``."""
         folder = self.folder / name
         for each in ("tmp", "var/lib", "home"):
             (folder / each).mkdir(parents=True, exist_ok=True)
@@ -91,7 +90,7 @@ class Network:
     def remove(self) -> None:
         for host in self.hosts:
             host.power_off()
-        run("ip", "link", "del", BRIDGE)
+        run("ip", "link", "del", self.bridge)
 
 
 class Host:
@@ -101,9 +100,9 @@ class Host:
         self.name = name
         self.network = network
         self.folder = folder
-        self.address = f"{NETWORK}.{number}"
-        self._space = f"{PREFIX}-{name}"
-        self._link = f"{PREFIX}{number}"
+        self.address = f"10.213.{network.number}.{number}"
+        self._space = f"{network.bridge}-{name}"
+        self._link = f"{network.bridge}.{number}"
         self._init: subprocess.Popen[bytes] | None = None
 
     @property
@@ -124,7 +123,9 @@ class Host:
                 "sys.exit(main())\n"
             )
             path.chmod(0o755)
-        profile = f'export PATH="{environment}/bin:$PATH" RAY_USAGE_STATS_ENABLED=0 PIP_NO_INDEX=1\n'
+        profile = (
+            f'export PATH="{environment}/bin:$PATH" RAY_USAGE_STATS_ENABLED=0 PIP_NO_INDEX=1\n'
+        )
         (self.home / ".profile").write_text(profile)
 
     def boot(self) -> None:
@@ -137,7 +138,7 @@ class Host:
         # A host that boots again has the network card of before: nobody's ARP table is wrong.
         card = f"02:00:00:00:00:{int(self.address.rpartition('.')[2]):02x}"
         run(*link, "peer", "name", "eth0", "address", card, "netns", self._space)
-        run("ip", "link", "set", self._link, "master", BRIDGE, "up")
+        run("ip", "link", "set", self._link, "master", self.network.bridge, "up")
         inside = ["ip", "-n", self._space]
         run(*inside, "addr", "add", f"{self.address}/24", "dev", "eth0")
         run(*inside, "link", "set", "eth0", "up")
@@ -168,7 +169,7 @@ class Host:
         self._init.wait(10)
         self._init = None
         run("ip", "netns", "del", self._space)
-        if Path(f"/sys/class/net/{self._link}").exists():
+        if interface_exists(self._link):
             run("ip", "link", "del", self._link)
         shutil.rmtree(Path("/etc/netns", self._space))
 
@@ -195,6 +196,10 @@ class Host:
         """Command lines on the host that contain one of `words`."""
         lines = self.run("ps -eo args --no-headers").stdout.splitlines()
         return [line for line in lines if any(word in line for word in words)]
+
+
+def interface_exists(name: str) -> bool:
+    return Path("/sys/class/net", name).exists()
 
 
 def shell_quoted(text: str) -> str:

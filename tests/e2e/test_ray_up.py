@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hosts import NETWORK, Host, Network, run
+from hosts import Host, Network, run, shell_quoted
 from ray_lab import eventually
 from tools import DockerRegistry, need
 
@@ -46,12 +45,20 @@ class RayHosts:
         self.workers: dict[str, Host] = {}
 
     def _build_wheel(self) -> None:
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", str(self.folder / "dist"), str(ROOT))
+        run(
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--outdir",
+            str(self.folder / "dist"),
+            str(ROOT),
+        )
 
     def _configuration(self) -> dict[str, Any]:
         settings: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "fleet.yaml").read_text())
         settings["upstreams"] = {
-            "lab": {"api": self.registry.url, "networks": [f"{NETWORK}.0/24"]}
+            "lab": {"api": self.registry.url, "networks": [f"{self.network.address}/32"]}
         }
         settings["default_upstream"] = "lab"
         settings["store"] |= {"capacity": "1 GiB", "reserve": "0 B"}
@@ -118,22 +125,79 @@ def cluster() -> Iterator[RayHosts]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_ray_up(cluster: RayHosts) -> None:
+def test_a_cluster_from_its_file_to_its_end(cluster: RayHosts) -> None:
     began = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {what}")
 
-    for name, number in (("host-a1", 11), ("host-b1", 12)):
+    def until_alive(*names: str, timeout_s: float) -> None:
+        eventually(lambda: cluster.alive() == set(names), timeout_s, 0.5)
+
+    for name, number in (("host-a1", 11), ("host-b1", 12), ("host-b2", 13)):
         cluster.add_worker(name, number)
-    cluster.write_cluster_file()
-    say("hosts are up")
+    a1, b1, b2 = cluster.workers.values()
+
+    cluster.write_cluster_file(min_workers=2)
     cluster.ray("up")
     say("ray up has returned")
-    try:
-        eventually(lambda: cluster.alive() == {"head-a0", *cluster.workers}, 90, 1)
-    finally:
-        print(cluster.status())
-    say("three nodes have their peers")
+    until_alive("head-a0", "host-a1", "host-b1", timeout_s=120)
+    say("head and two workers have their peers")
     zones = {node["node"]: node["zone"] for node in cluster.status()["nodes"]}
     assert zones == {"head-a0": "a", "host-a1": "a", "host-b1": "b"}
+
+    size = 48 << 20
+    old = cluster.push(size)
+    for host in (a1, b1, cluster.head):
+        assert pull(host, old), host.name
+    assert cluster.registry.blob_bytes(old) == size
+    say("three hosts have a blob, the registry has sent it once")
+
+    # What the autoscaler adds gets its gateway and its peer by itself.
+    cluster.write_cluster_file(min_workers=3)
+    cluster.ray("up", "--no-restart")
+    until_alive("head-a0", "host-a1", "host-b1", "host-b2", timeout_s=120)
+    assert pull(b2, old)
+    assert cluster.registry.blob_bytes(old) == size
+    say("a node was added, and has the blob from the others")
+
+    a1.power_off()
+    assert pull(b1, cluster.push(size // 4))
+    until_alive("head-a0", "host-b1", "host-b2", timeout_s=120)
+    say("a node was killed, and is forgotten")
+
+    gateways = {host.name: gateway_pid(host) for host in (b1, b2)}
+    cluster.head.power_off()
+    assert pull(b1, old), "from the store"
+    assert pull(b2, cluster.push(size // 4)), "from the peer, or past it from the registry"
+    cluster.head.boot()
+    cluster.ray("up")
+    returned = time.monotonic()
+    until_alive("head-a0", "host-b1", "host-b2", timeout_s=120)
+    say(f"the head is new; all was back {time.monotonic() - returned:.1f} s after ray up")
+    assert {host.name: gateway_pid(host) for host in (b1, b2)} == gateways
+    new = cluster.push(size)
+    for host in (b1, b2, cluster.head):
+        assert pull(host, new), host.name
+    assert cluster.registry.blob_bytes(new) == size
+    before = cluster.registry.blob_bytes(old)
+    assert pull(cluster.head, old), "its disk has survived"
+    assert cluster.registry.blob_bytes(old) == before
+
+    hosts = (cluster.head, b1, b2)
+    command = shell_quoted(f"{NODE.format('stop')} --all")
+    cluster.laptop.run(f"ray exec {cluster.file} {command}", timeout_s=120)
+    assert not [line for host in hosts for line in host.processes("passel.gateway", "ray::")]
+    say("passel has ended on all nodes")
+    cluster.ray("down")
+    # Workers notice after a minute that their head is gone: that is how long Ray waits for it.
+    eventually(
+        lambda: not any(host.processes("raylet/raylet", "gcs_server/") for host in hosts), 90, 2
+    )
+    say("after ray down nothing of it runs")
+
+
+def gateway_pid(host: Host) -> int:
+    note = json.loads((host.folder / "var" / "lib" / "passel" / "gateway.json").read_text())
+    pid: int = note["pid"]
+    return pid
