@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from passel.actors.fetching import Fetching, read_piece
 from passel.actors.handles import ControllerHandle, own_address
 from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.actors.links import ShardLink
+from passel.actors.metrics import GatewayMetrics, Publisher
 from passel.actors.serving import Serving
 from passel.actors.words import PeerSpec, peer_limits
 from passel.config.load import load
@@ -61,6 +63,7 @@ from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreL
 from passel.ids import BlobId, BlobRef, Digest
 from passel.store.store import Store
 from passel.telemetry import logs
+from passel.telemetry.series import Measure, gateway_measures, local_bytes, peer_measures
 from passel.transport.auth import ClusterAuth
 from passel.transport.origin import OriginClient
 from passel.transport.piece_client import PieceClient
@@ -120,6 +123,9 @@ class Peer:
         ]
         self._readers: dict[int, Reader] = {}
         self._next_read = 1
+        self._n_evicted = 0
+        self._gateway_metrics = GatewayMetrics()
+        self._local_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._controller = ControllerHandle()
         await self._begin()
@@ -191,6 +197,9 @@ class Peer:
         await self._door.open()
         keeper = GatewayKeeper(self._config, self._config_path, self._spec.place.node)
         self._duties.start(keeper.run())
+        place = self._spec.place
+        labels = {"node": place.node, "zone": place.zone, "role": self._spec.role.value}
+        self._duties.start(Publisher(labels).run(self._measures))
         log.info(
             "peer_started node=%s zone=%s role=%s address=%s complete=%d partial=%d",
             self._spec.place.node,
@@ -236,7 +245,24 @@ class Peer:
             "blobs": len(self._machine.blobs),
             "used_bytes": self._store.used_bytes(),
             "calls": sum(link.n_calls for link in self._links),
+            "capacity_bytes": self._store.capacity_bytes,
+            "evicted_blobs": self._n_evicted,
+            "origin_errors": fetching.n_origin_errors,
+            "reads": len(self._readers),
+            "slots": {
+                "upload": self._config.peer.upload_slots,
+                "download": self._config.peer.download_slots,
+            },
+            "slots_used": {"upload": server.n_uploads, "download": fetching.n_running},
+            "local_bytes": self._local_bytes,
         }
+
+    async def _measures(self) -> Iterable[Measure]:
+        announced = read_announcement(self._store.path) or {}
+        text = await self._gateway_metrics.read(announced.get("health"))
+        if text:
+            self._local_bytes = local_bytes(text)
+        return [*peer_measures(await self.status()), *gateway_measures(text)]
 
     # --- called by the door ---------------------------------------------------------------------
 
@@ -356,6 +382,7 @@ class Peer:
         """Making room may have cost complete blobs: other peers must not be sent here for them."""
         for digest in set(self._machine.complete) - set(self._store.completes()):
             log.info("blob_evicted digest=%s", digest)
+            self._n_evicted += 1
             self._serving.forget(digest)
             self._later(BlobLost(digest))
 

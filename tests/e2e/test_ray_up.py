@@ -5,6 +5,7 @@ The cluster file is the one that users start from, with this lab's addresses in 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,16 +27,17 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = "http://127.0.0.1:65001"
+OURS = ("passel.gateway", "ray::Peer", "ray::SeedPeer", "ray::Shard", "ray::Controller")
 NODE = "passel node {} --config ~/passel/passel.yaml"
 
 
 class RayHosts:
     """The hosts, the registry outside of them, and the cluster file that the operator edits."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: Network, registry: DockerRegistry) -> None:
         self.folder = folder
-        self.network = Network(folder)
-        self.registry = DockerRegistry(folder, self.network.address)
+        self.network = network
+        self.registry = registry
         self._build_wheel()
         (folder / "passel.yaml").write_text(yaml.safe_dump(self._configuration()))
         self.file = folder / "cluster.yaml"
@@ -100,10 +102,6 @@ class RayHosts:
         self.registry.push_blob("org/app", path, digest)
         return digest
 
-    def remove(self) -> None:
-        self.network.remove()
-        self.registry.stop()
-
 
 def pull(host: Host, digest: str) -> bool:
     """A client on the host reads a blob through the host's gateway, whole and right."""
@@ -117,12 +115,13 @@ def cluster() -> Iterator[RayHosts]:
     need("docker-registry")
     # Not under /tmp: every host has its own.
     folder = Path(tempfile.mkdtemp(prefix="pray", dir="/var/tmp"))
-    hosts = RayHosts(folder)
-    try:
-        yield hosts
-    finally:
-        hosts.remove()
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        network = Network(folder)
+        stack.callback(network.remove)
+        registry = DockerRegistry(folder, network.address)
+        stack.callback(registry.stop)
+        yield RayHosts(folder, network, registry)
 
 
 def test_a_cluster_from_its_file_to_its_end(cluster: RayHosts) -> None:
@@ -187,10 +186,10 @@ def test_a_cluster_from_its_file_to_its_end(cluster: RayHosts) -> None:
     hosts = (cluster.head, b1, b2)
     command = shell_quoted(f"{NODE.format('stop')} --all")
     cluster.laptop.run(f"ray exec {cluster.file} {command}", timeout_s=120)
-    assert not [line for host in hosts for line in host.processes("passel.gateway", "ray::")]
+    assert not [line for host in hosts for line in host.processes(*OURS)]
     say("passel has ended on all nodes")
     cluster.ray("down")
-    # Workers notice after a minute that their head is gone: that is how long Ray waits for it.
+    # `ray down` ends the head of hosts that Ray did not create; workers notice that it is gone.
     eventually(
         lambda: not any(host.processes("raylet/raylet", "gcs_server/") for host in hosts), 90, 2
     )
