@@ -19,12 +19,14 @@ from passel.actors.handles import ControllerHandle, own_address
 from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.actors.links import ShardLink
 from passel.actors.metrics import GatewayMetrics, Publisher
+from passel.actors.preheating import Preheating
 from passel.actors.serving import Serving
 from passel.actors.words import PeerSpec, peer_limits
 from passel.config.load import load
 from passel.config.sections import Config
 from passel.config.units import host_port
 from passel.core import rendezvous
+from passel.core.jobs import Held
 from passel.core.messages import (
     BlobFound,
     BlobLost,
@@ -77,6 +79,7 @@ LOCK_PATIENCE_S = 10.0
 START_AGAIN_S = 1.0
 STAT_TIMEOUT_S = 1.0
 STATUS_TIMEOUT_S = 5.0
+ADMIN_TIMEOUT_S = 10.0
 
 
 class Peer:
@@ -128,6 +131,7 @@ class Peer:
         self._local_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._controller = ControllerHandle()
+        self._preheating = Preheating(self, self._machine, self._duties)
         await self._begin()
 
     def __repr__(self) -> str:
@@ -304,6 +308,9 @@ class Peer:
     async def cluster_status(self) -> dict[str, Any]:
         return await self._controller.status(STATUS_TIMEOUT_S)
 
+    async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return await self._controller.admin(verb, fields, ADMIN_TIMEOUT_S)
+
     # --- the machine ----------------------------------------------------------------------------
 
     def _step(self, event: PeerEvent) -> None:
@@ -422,6 +429,10 @@ class Peer:
         self._serving.drop_credentials(blob)
         log.info("blob_complete digest=%s bytes=%d", complete.digest, complete.size)
         self._step(Promoted(blob, b"".join(complete.piece_digests)))
+
+    async def hold(self, refs: tuple[BlobRef, ...]) -> tuple[Held, ...]:
+        """Be getting these blobs, and say how much of each is here. Idempotent."""
+        return self._preheating.hold(refs, self._loop.time())
 
     async def remove(self, digest: str) -> bool:
         """Throw a complete blob away. Idempotent."""

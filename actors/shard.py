@@ -16,6 +16,7 @@ from passel.actors.handles import ControllerHandle, PeerHandle, is_second_life
 from passel.actors.metrics import Publisher
 from passel.actors.words import Reply, shard_limits
 from passel.config.sections import Config
+from passel.core.inventory import BlobEntry, inventory
 from passel.core.messages import (
     Deliver,
     PeerGone,
@@ -112,6 +113,10 @@ class Shard:
                 (self.handle_s + self.plan_s) * 1e6 / max(machine.n_edges, 1), 2
             ),
         }
+
+    async def blobs(self, limit: int) -> tuple[list[BlobEntry], int]:
+        """For `passel ls`."""
+        return inventory(self._machine, limit)
 
     async def _measures(self) -> Iterable[Measure]:
         return shard_measures(await self.status())

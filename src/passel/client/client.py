@@ -119,6 +119,11 @@ class Client:
             body = exchange.read(limit)
         return body, headers.get("Content-Type"), headers.get("Docker-Content-Digest")
 
+    def headers(self, target: Target) -> dict[str, str]:
+        """The headers that the gateway answers HEAD with, names in lower case."""
+        with self._send("HEAD", target, {"Accept": CANONICAL_ACCEPT}) as exchange:
+            return {name.lower(): value for name, value in exchange.answer.headers.items()}
+
     def status(self) -> dict[str, Any]:
         """The cluster in the state folder, in the shape of `passel status --json`."""
         return cluster_status(self._state)

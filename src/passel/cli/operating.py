@@ -1,0 +1,239 @@
+"""`passel preheat`, `jobs`, `ls`, `rm`: what the controller keeps and does for all nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import platform as machine
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from passel.cli.cluster import JsonOption, StateOption, state_folder
+from passel.cli.console import err, errors_are_sentences, fail, out, print_json, size
+from passel.client import Client
+from passel.client.admin import ask, blobs_of, doors
+from passel.client.state import read_json
+from passel.client.targets import parse_target
+from passel.config import load
+from passel.errors import PasselError, TransientError
+from passel.ids import Digest
+
+WATCH_EVERY_S = 0.5
+PIPE_WIDTH = 1000
+#: A controller that restarts is back within seconds.
+AWAY_MAX_S = 60.0
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PASSEL_CONFIG", help="The configuration of this node of a Ray cluster."),
+]
+
+
+class Cluster:
+    """The cluster of this host: the one in the state folder, or the one of a configuration."""
+
+    def __init__(self, state: Path | None, config: Path | None) -> None:
+        folder = state_folder(state)
+        self._store = None if config is None or state is not None else load(config).store.path
+        self._sockets = doors(folder, self._store)
+        self._state = folder.path
+
+    def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+        """What the controller answers. Raises PasselError."""
+        return ask(self._sockets, verb, fields)
+
+    def client(self) -> Client:
+        """Reads through this host's gateway."""
+        if self._store is None:
+            return Client(state=self._state)
+        found = read_json(self._store.parent / "gateway.json").get("gateway")
+        return Client(found if isinstance(found, str) else None)
+
+
+def preheat(
+    what: Annotated[str, typer.Argument(help="UPSTREAM/REPO:TAG, UPSTREAM/REPO@DIGEST or a URL.")],
+    to: Annotated[str, typer.Option(help="all, seeds, zone=ZONE or node=NODE.")] = "all",
+    platform: Annotated[
+        str | None, typer.Option(help="OS/ARCHITECTURE of an image, or all. [this host's]")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until it is done.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring an image or a blob to nodes before anybody asks for it."""
+    with errors_are_sentences():
+        cluster = Cluster(state, config)
+        target = parse_target(what)
+        blobs = blobs_of(cluster.client(), target, platform or _own_platform())
+        facts = cluster.ask("submit", what=what, to=to, blobs=blobs)
+        if watch:
+            facts = _watch(cluster, str(facts["job"]))
+        if as_json:
+            print_json(facts)
+        elif watch:
+            _print(_job_table(facts))
+        else:
+            job = facts["job"]
+            out.print(f"job {job}: {facts['blobs']} blobs, {size(facts['bytes'])}, to {to}")
+        if facts["state"] == "failed":
+            fail(f"job {facts['job']} failed: {facts['trouble']}")
+
+
+def jobs(
+    job: Annotated[str | None, typer.Argument(help="One job, node by node.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End this job.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until it is over.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The preheats, and how far they are."""
+    with errors_are_sentences():
+        cluster = Cluster(state, config)
+        if job is None:
+            if cancel or watch:
+                fail("name the job: passel jobs JOB", 2)
+            facts = cluster.ask("jobs")
+            print_json(facts["jobs"]) if as_json else _print(_jobs_table(facts["jobs"]))
+            return
+        if cancel:
+            facts = cluster.ask("cancel", job=job)
+        elif watch:
+            facts = _watch(cluster, job)
+        else:
+            facts = cluster.ask("jobs", job=job)["jobs"][0]
+        print_json(facts) if as_json else _print(_job_table(facts))
+
+
+def _watch(cluster: Cluster, job: str) -> dict[str, Any]:
+    """The job when it is over."""
+    last_heard = time.monotonic()
+    with _live() as show:
+        while True:
+            try:
+                facts: dict[str, Any] = cluster.ask("jobs", job=job)["jobs"][0]
+            except TransientError:
+                if time.monotonic() > last_heard + AWAY_MAX_S:
+                    raise
+            else:
+                last_heard = time.monotonic()
+                show(_job_table(facts))
+                if facts["state"] != "running":
+                    return facts
+            time.sleep(WATCH_EVERY_S)
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[Callable[[Table], None]]:
+    if not err.is_terminal:
+        yield lambda table: None
+        return
+    with Live(console=err, transient=True) as live:
+        yield live.update
+
+
+def ls(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """The blobs in the cluster, and how many nodes have them."""
+    with errors_are_sentences():
+        facts = Cluster(state, config).ask("blobs", limit=limit)
+        if as_json:
+            print_json(facts)
+            return
+        table = _table("digest", "upstream", ">size", ">complete", ">partial", ">wanted")
+        for blob in facts["blobs"]:
+            table.add_row(
+                blob["digest"],
+                " ".join(blob["upstreams"]),
+                "" if blob["size"] is None else size(blob["size"]),
+                *(str(blob[key]) for key in ("complete", "partial", "wanted")),
+            )
+        _print(table)
+        if facts["total"] > len(facts["blobs"]):
+            out.print(f"{len(facts['blobs'])} of {facts['total']} blobs; --limit shows more")
+        if facts["away"]:
+            raise PasselError(f"these shards do not answer: {', '.join(facts['away'])}")
+
+
+def rm(
+    digest: Annotated[str, typer.Argument(help="sha256:...")],
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the complete copies of a blob from all nodes; who reads it gets it anew."""
+    with errors_are_sentences():
+        parsed = Digest.parse(digest)
+        facts = Cluster(state, config).ask("remove", digest=str(parsed))
+        if as_json:
+            print_json(facts)
+        else:
+            nodes = ", ".join(facts["removed"])
+            out.print(f"removed from {nodes}" if nodes else "no node has it whole")
+        if facts["away"]:
+            raise PasselError(
+                f"these nodes do not answer: {', '.join(facts['away'])}; say it again"
+            )
+
+
+def _own_platform() -> str:
+    architecture = machine.machine()
+    return f"linux/{_ARCHITECTURES.get(architecture, architecture)}"
+
+
+def _table(*columns: str) -> Table:
+    """`>` puts a column to the right; the last one is folded where a terminal is too narrow."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        is_last = column == columns[-1]
+        table.add_column(column.lstrip(">"), justify=justify, no_wrap=not is_last, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    # In a pipe there is no width to fit into: whole lines for grep.
+    out.print(table, width=None if out.is_terminal else PIPE_WIDTH)
+
+
+def _jobs_table(facts: list[dict[str, Any]]) -> Table:
+    table = _table("job", "state", "to", ">blobs", ">size", ">nodes", "created", "what")
+    for job in facts:
+        done = sum(node["blobs"] == job["blobs"] for node in job["nodes"])
+        table.add_row(
+            job["job"],
+            job["state"],
+            job["to"],
+            str(job["blobs"]),
+            size(job["bytes"]),
+            f"{done}/{len(job['nodes'])}",
+            job["created"],
+            job["what"],
+        )
+    return table
+
+
+def _job_table(job: dict[str, Any]) -> Table:
+    table = _table("node", "zone", ">blobs", ">bytes", "trouble")
+    table.title = f"{job['what']} to {job['to']}: {job['state']} {job['trouble']}".strip()
+    table.title_justify = "left"
+    for node in job["nodes"]:
+        table.add_row(
+            node["node"],
+            node["zone"],
+            f"{node['blobs']}/{job['blobs']}",
+            f"{size(node['bytes'])}/{size(job['bytes'])}",
+            node["trouble"],
+        )
+    return table
