@@ -16,10 +16,6 @@ from rich.table import Table
 from passel.cli.cluster import JsonOption, StateOption, state_folder
 from passel.cli.console import err, errors_are_sentences, fail, out, print_json, size
 from passel.client import Client
-from passel.client.admin import ask, blobs_of, doors
-from passel.client.state import read_json
-from passel.client.targets import parse_target
-from passel.config import load
 from passel.errors import PasselError, TransientError
 from passel.ids import Digest
 
@@ -35,25 +31,9 @@ ConfigOption = Annotated[
 ]
 
 
-class Cluster:
-    """The cluster of this host: the one in the state folder, or the one of a configuration."""
-
-    def __init__(self, state: Path | None, config: Path | None) -> None:
-        folder = state_folder(state)
-        self._store = None if config is None or state is not None else load(config).store.path
-        self._sockets = doors(folder, self._store)
-        self._state = folder.path
-
-    def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
-        """What the controller answers. Raises PasselError."""
-        return ask(self._sockets, verb, fields)
-
-    def client(self) -> Client:
-        """Reads through this host's gateway."""
-        if self._store is None:
-            return Client(state=self._state)
-        found = read_json(self._store.parent / "gateway.json").get("gateway")
-        return Client(found if isinstance(found, str) else None)
+def _client(state: Path | None, config: Path | None) -> Client:
+    """The cluster of this host: the one in a state folder that is named, or of a configuration."""
+    return Client(state=state_folder(state).path, config=config if state is None else None)
 
 
 def preheat(
@@ -69,12 +49,10 @@ def preheat(
 ) -> None:
     """Bring an image or a blob to nodes before anybody asks for it."""
     with errors_are_sentences():
-        cluster = Cluster(state, config)
-        target = parse_target(what)
-        blobs = blobs_of(cluster.client(), target, platform or _own_platform())
-        facts = cluster.ask("submit", what=what, to=to, blobs=blobs)
+        client = _client(state, config)
+        facts = client.preheat(what, to=to, platform=platform or _own_platform())
         if watch:
-            facts = _watch(cluster, str(facts["job"]))
+            facts = _watch(client, str(facts["job"]))
         if as_json:
             print_json(facts)
         elif watch:
@@ -96,29 +74,29 @@ def jobs(
 ) -> None:
     """The preheats, and how far they are."""
     with errors_are_sentences():
-        cluster = Cluster(state, config)
+        client = _client(state, config)
         if job is None:
             if cancel or watch:
                 fail("name the job: passel jobs JOB", 2)
-            facts = cluster.ask("jobs")
+            facts = client.ask("jobs")
             print_json(facts["jobs"]) if as_json else _print(_jobs_table(facts["jobs"]))
             return
         if cancel:
-            facts = cluster.ask("cancel", job=job)
+            facts = client.ask("cancel", job=job)
         elif watch:
-            facts = _watch(cluster, job)
+            facts = _watch(client, job)
         else:
-            facts = cluster.ask("jobs", job=job)["jobs"][0]
+            facts = client.ask("jobs", job=job)["jobs"][0]
         print_json(facts) if as_json else _print(_job_table(facts))
 
 
-def _watch(cluster: Cluster, job: str) -> dict[str, Any]:
+def _watch(client: Client, job: str) -> dict[str, Any]:
     """The job when it is over."""
     last_heard = time.monotonic()
     with _live() as show:
         while True:
             try:
-                facts: dict[str, Any] = cluster.ask("jobs", job=job)["jobs"][0]
+                facts: dict[str, Any] = client.ask("jobs", job=job)["jobs"][0]
             except TransientError:
                 if time.monotonic() > last_heard + AWAY_MAX_S:
                     raise
@@ -147,7 +125,7 @@ def ls(
 ) -> None:
     """The blobs in the cluster, and how many nodes have them."""
     with errors_are_sentences():
-        facts = Cluster(state, config).ask("blobs", limit=limit)
+        facts = _client(state, config).ask("blobs", limit=limit)
         if as_json:
             print_json(facts)
             return
@@ -175,7 +153,7 @@ def rm(
     """Remove the complete copies of a blob from all nodes; who reads it gets it anew."""
     with errors_are_sentences():
         parsed = Digest.parse(digest)
-        facts = Cluster(state, config).ask("remove", digest=str(parsed))
+        facts = _client(state, config).ask("remove", digest=str(parsed))
         if as_json:
             print_json(facts)
         else:

@@ -7,33 +7,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from passel.client.client import Client
 from passel.client.exchange import to_socket
 from passel.client.image import BLOBS_MAX, MANIFESTS_MAX, same_place
-from passel.client.state import StateFolder
 from passel.client.targets import Target
 from passel.errors import InputError, OriginNonsense, PeerUnavailable
 from passel.ids import Digest
 from passel.oci.manifests import MANIFEST_BYTES_MAX, Manifest, check_manifest, compute_digest
 from passel.oci.upstream import DOCKER_HUB
 
+if TYPE_CHECKING:
+    from passel.client.client import Client
+
 #: The controller waits up to 5 s for a node, the peer 10 s for the controller.
 ADMIN_TIMEOUT_S = 15.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
 
-def doors(state: StateFolder, store: Path | None) -> list[Path]:
-    """The sockets of this host's peers: of one store, or of the cluster in the state folder."""
-    if store is not None:
-        return [store / "peer.sock"]
-    return [folder.door for folder in state.nodes()]
-
-
 def ask(sockets: list[Path], verb: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """What the controller answers. Raises RequestRefused with its sentence, or PeerUnavailable."""
-    error = PeerUnavailable("no peer is known on this host: name its --config, or a --state")
+    """What the controller answers through one of the peers' `sockets`.
+
+    Raises RequestRefused with its sentence, PeerBusy or PeerUnavailable.
+    """
+    error = PeerUnavailable("no peer is known on this host: name its configuration, or a state")
     for path in sockets:
         try:
             with to_socket(path, ADMIN_TIMEOUT_S) as exchange:
