@@ -21,7 +21,7 @@ import ray
 import yaml
 from conftest import gateway_of
 from ray_lab import Lab, eventually
-from tools import DockerRegistry, free_port, need
+from tools import DockerRegistry, free_port, need, need_ray_default
 
 pytestmark = pytest.mark.e2e
 
@@ -76,6 +76,7 @@ class Prometheus:
 def prometheus(registry: DockerRegistry) -> Iterator[Prometheus]:
     """A cluster that has done something of everything, and its Prometheus."""
     need("prometheus")
+    need_ray_default()
     path = Path(tempfile.mkdtemp(prefix="pprm"))
     lab = Lab(path, registry.url)
     server: Prometheus | None = None

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from hosts import Host, Network, run, shell_quoted
 from ray_lab import eventually
-from tools import DockerRegistry, need
+from tools import DockerRegistry, need, need_ray_default
 
 pytestmark = pytest.mark.e2e
 
@@ -113,6 +113,7 @@ def pull(host: Host, digest: str) -> bool:
 @pytest.fixture
 def cluster() -> Iterator[RayHosts]:
     need("docker-registry")
+    need_ray_default()
     # Not under /tmp: every host has its own.
     folder = Path(tempfile.mkdtemp(prefix="pray", dir="/var/tmp"))
     with contextlib.ExitStack() as stack:
