@@ -16,6 +16,7 @@ from typing_extensions import assert_never
 from passel.actors.duties import Duties
 from passel.actors.handles import PeerHandle, ShardHandle, strike_out, write_down, written_down
 from passel.actors.words import PeerSpec
+from passel.config.sections import Config
 from passel.core.inventory import BlobEntry
 from passel.core.jobs import (
     Ask,
@@ -39,6 +40,7 @@ from passel.core.jobs import (
 from passel.core.messages import Role
 from passel.errors import InputError, PeerUnavailable
 from passel.ids import BlobRef, Digest, PeerId
+from passel.oci.names import parse_repository
 from passel.telemetry.series import Measure, controller_measures
 
 log = logging.getLogger(__name__)
@@ -55,11 +57,13 @@ class Admin:
     def __init__(
         self,
         duties: Duties,
+        config: Config,
         shards: list[ShardHandle],
         specs: dict[PeerId, PeerSpec],
         peers: dict[PeerId, PeerHandle],
     ) -> None:
         self._duties = duties
+        self._config = config
         self._shards = shards
         self._specs = specs
         self._peers = peers
@@ -67,6 +71,7 @@ class Admin:
         self._loop = asyncio.get_running_loop()
         self._is_restored = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._last_write: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """For ever: take up the jobs of a former life, then look after all of them."""
@@ -121,12 +126,19 @@ class Admin:
 
     async def _submit(self, fields: dict[str, Any]) -> dict[str, Any]:
         order = _order(fields)
+        for upstream in {wanted.ref.upstream for wanted in order.blobs}:
+            if upstream not in self._config.upstreams:
+                known = ", ".join(list(self._config.upstreams)[:8])
+                text = f"there is no upstream {upstream}; upstreams are {known}"
+                raise InputError(400, "NAME_UNKNOWN", text)
         self._step(Submitted(order, time.time()))
+        await self._all_written()
         return self._facts(self._machine.jobs[order.id])
 
     async def _cancel(self, fields: dict[str, Any]) -> dict[str, Any]:
         name = str(fields["job"])
         self._step(Cancelled(name))
+        await self._all_written()
         return self._facts(self._machine.jobs[name])
 
     async def _blobs(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -202,14 +214,17 @@ class Admin:
                 case Keep(name):
                     job = self._machine.jobs[name]
                     log.info("job_%s job=%s what=%s", job.state.value, name, job.order.what)
-                    self._duties.start(self._write(name, _written(job)))
+                    self._last_write = self._duties.task(self._write(name, _written(job)))
                 case Forget(name):
-                    self._duties.start(self._write(name, None))
+                    self._last_write = self._duties.task(self._write(name, None))
                 case _:
                     assert_never(command)
 
     async def _ask(self, command: Ask) -> None:
-        blobs = self._machine.jobs[command.job].order.blobs
+        job = self._machine.jobs.get(command.job)
+        if job is None:
+            return  # it was forgotten a moment ago
+        blobs = job.order.blobs
         refs = tuple(blobs[index].ref for index in command.blobs)
         handle = self._peers.get(command.peer)
         held = None
@@ -219,6 +234,11 @@ class Admin:
             except PeerUnavailable:
                 held = None
         self._step(NodeSaid(command.job, command.peer, command.blobs, held))
+
+    async def _all_written(self) -> None:
+        """What was promised to somebody survives this process."""
+        if self._last_write is not None:
+            await asyncio.shield(self._last_write)
 
     async def _write(self, name: str, value: bytes | None) -> None:
         async with self._writing:  # in the order of what happened
@@ -238,7 +258,8 @@ def _order(fields: dict[str, Any]) -> Order:
     for each in fields["blobs"]:
         size = each.get("size")
         digest = Digest.parse(str(each["digest"]))
-        ref = BlobRef(str(each["upstream"]), str(each["repository"]), digest)
+        repository = parse_repository(str(each["repository"]))
+        ref = BlobRef(str(each["upstream"]), repository, digest)
         blobs.append(Wanted(ref, None if size is None else int(size)))
     return Order(str(fields["what"])[:1000], check_to(str(fields["to"])), tuple(blobs))
 

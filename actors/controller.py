@@ -70,7 +70,7 @@ class Controller:
         self._duties = Duties(log)
         for shard in range(config.scheduler.shards):
             await asyncio.to_thread(launcher.shard, shard, config, self._node)
-        self._admin = Admin(self._duties, self._shards, self._specs, self._peers)
+        self._admin = Admin(self._duties, config, self._shards, self._specs, self._peers)
         self._duties.start(self._watch())
         self._duties.start(self._admin.run())
         self._duties.start(Publisher({}).run(self._measures))

@@ -80,6 +80,8 @@ class Host(Protocol):
 
     async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]: ...
 
+    async def verify(self, digest: Digest) -> bool: ...
+
 
 class Door:
     """Listens on one Unix socket until `close`."""
@@ -105,6 +107,7 @@ class Door:
         app.router.add_get("/v1/health", _guarded(self._health))
         app.router.add_get("/v1/status", _guarded(self._status))
         app.router.add_post("/v1/admin/{verb}", _guarded(self._admin))
+        app.router.add_post("/v1/verify", _guarded(self._verify))
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         site = web.UnixSite(self._runner, str(self._path), backlog=1024)
@@ -169,6 +172,10 @@ class Door:
             raise InputError(400, "UNSUPPORTED", "expected a JSON object")
         status, facts = await self._host.admin(request.match_info["verb"], fields)
         return web.json_response(facts, status=status)
+
+    async def _verify(self, request: web.Request) -> web.Response:
+        digest = Digest.parse(str((await request.json())["digest"]))
+        return web.json_response({"right": await self._host.verify(digest)})
 
 
 _Handler = Callable[[web.Request], Awaitable[web.Response]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
+import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +22,7 @@ from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.actors.links import ShardLink
 from passel.actors.metrics import GatewayMetrics, Publisher
 from passel.actors.preheating import Preheating
+from passel.actors.scrubbing import Scrubbing
 from passel.actors.serving import Serving
 from passel.actors.words import PeerSpec, peer_limits
 from passel.config.load import load
@@ -132,6 +135,13 @@ class Peer:
         self._timer: asyncio.TimerHandle | None = None
         self._controller = ControllerHandle()
         self._preheating = Preheating(self, self._machine, self._duties)
+        self._scrubbing = Scrubbing(
+            self._store,
+            config.store.scrub.total_seconds(),
+            random.Random(secrets.randbits(64)),
+            lambda: bool(self._readers) or self._fetching.n_running > 0,
+            self._forget_blob,
+        )
         await self._begin()
 
     def __repr__(self) -> str:
@@ -201,6 +211,7 @@ class Peer:
         await self._door.open()
         keeper = GatewayKeeper(self._config, self._config_path, self._spec.place.node)
         self._duties.start(keeper.run())
+        self._duties.start(self._scrubbing.run())
         place = self._spec.place
         labels = {"node": place.node, "zone": place.zone, "role": self._spec.role.value}
         self._duties.start(Publisher(labels).run(self._measures))
@@ -252,6 +263,8 @@ class Peer:
             "capacity_bytes": self._store.capacity_bytes,
             "evicted_blobs": self._n_evicted,
             "origin_errors": fetching.n_origin_errors,
+            "scrubbed_bytes": self._scrubbing.read_bytes,
+            "damaged_blobs": self._scrubbing.n_damaged,
             "reads": len(self._readers),
             "slots": {
                 "upload": self._config.peer.upload_slots,
@@ -307,6 +320,10 @@ class Peer:
 
     async def cluster_status(self) -> dict[str, Any]:
         return await self._controller.status(STATUS_TIMEOUT_S)
+
+    async def verify(self, digest: Digest) -> bool:
+        """Whether a complete blob is right; if not, it is in quarantine now."""
+        return await self._scrubbing.verify(digest)
 
     async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         return await self._controller.admin(verb, fields, ADMIN_TIMEOUT_S)
@@ -437,10 +454,13 @@ class Peer:
     async def remove(self, digest: str) -> bool:
         """Throw a complete blob away. Idempotent."""
         parsed = Digest.parse(digest)
-        self._serving.forget(parsed)
         is_gone = await asyncio.to_thread(self._store.remove, parsed)
-        self._step(BlobLost(parsed))
+        self._forget_blob(parsed)
         return is_gone
+
+    def _forget_blob(self, digest: Digest) -> None:
+        self._serving.forget(digest)
+        self._step(BlobLost(digest))
 
 
 class Origins:

@@ -201,6 +201,33 @@ def test_cancelled_jobs_begin_nothing_more(jobs_lab: Lab, slow_origin: Origin) -
     assert facts(jobs_lab, "jobs", job["job"])["state"] == "cancelled"
 
 
+def test_a_copy_that_its_disk_spoilt_is_put_aside_and_comes_anew(
+    jobs_lab: Lab, slow_origin: Origin
+) -> None:
+    data = os.urandom(2 * MIB)
+    digest = slow_origin.put(data)
+    assert facts(jobs_lab, "preheat", f"lab/org/app@{digest}", "--watch")["state"] == "done"
+    name = digest.removeprefix("sha256:")
+    node = jobs_lab.nodes["n2"]
+    copy = node.store / "blobs" / "sha256" / name[:2] / name
+    copy.chmod(0o600)
+    with copy.open("r+b") as file:
+        file.write(b"rotten")
+    command = [PASSEL, "fsck", "--config", str(node.folder / "passel.yaml")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 1, found.stderr
+    assert digest in found.stdout
+    mended = subprocess.run(
+        [*command, "--repair"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert mended.returncode == 0, mended.stderr
+    assert "put aside" in mended.stdout
+    assert holders(jobs_lab, digest) == {"n1", "n3"}
+    assert facts(jobs_lab, "preheat", f"lab/org/app@{digest}", "--watch")["state"] == "done"
+    assert copy.read_bytes() == data
+    assert slow_origin.sent(digest) == len(data), "it came from the other nodes"
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [

@@ -30,6 +30,8 @@ PEER: dict[str, Any] = {
     "used_bytes": 7,
     "capacity_bytes": 7,
     "evicted_blobs": 7,
+    "scrubbed_bytes": 7,
+    "damaged_blobs": 7,
     "reads": 7,
     "calls": 7,
 }

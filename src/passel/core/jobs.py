@@ -29,6 +29,9 @@ BLOBS_MAX = 5000
 STALLED_S = 600.0
 #: A node is asked for so many blobs at a time that it does not have yet, in the job's order.
 ASK_MAX = 64
+#: A node is asked again after half a second, in a large cluster later: so many asks in a second.
+ASK_EVERY_S = 0.5
+ASKS_PER_S = 500.0
 #: What only the operator can change: the same request would be answered in the same way.
 _FINAL = (401, 403, 404)
 
@@ -96,7 +99,8 @@ class Share:
     held_bytes: dict[int, int] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     trouble: str = ""
-    asked: bool = False
+    #: When to ask next; None while an answer is awaited.
+    ask_at: float | None = 0.0
 
     def missing(self, n_blobs: int) -> list[int]:
         """The blobs to ask for next, by index."""
@@ -224,8 +228,8 @@ class JobMachine:
                 continue
             for peer, share in job.shares.items():
                 missing = share.missing(len(job.order.blobs))
-                if missing and not share.asked:
-                    share.asked = True
+                if missing and share.ask_at is not None and now >= share.ask_at:
+                    share.ask_at = None
                     self._out.append(Ask(name, peer, tuple(missing)))
             if now > job.moved_at + STALLED_S:
                 troubles = sorted({share.trouble for share in job.shares.values()} - {""})
@@ -300,7 +304,7 @@ class JobMachine:
         share = None if job is None else job.shares.get(peer)
         if job is None or share is None:
             return
-        share.asked = False
+        share.ask_at = now + max(ASK_EVERY_S, len(job.shares) / ASKS_PER_S)
         if held is None:
             share.trouble = "its peer does not answer"
             return

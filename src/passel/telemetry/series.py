@@ -57,6 +57,12 @@ _PEER: Final = {
     "used_bytes": Series("passel_store_used_bytes", "Bytes the store takes."),
     "capacity_bytes": Series("passel_store_capacity_bytes", "Bytes the store may take."),
     "evicted_blobs": Series("passel_store_evictions_total", "Blobs evicted to make room."),
+    "scrubbed_bytes": Series(
+        "passel_store_scrubbed_bytes_total", "Bytes of complete blobs that were read again."
+    ),
+    "damaged_blobs": Series(
+        "passel_store_damaged_total", "Complete blobs whose bytes were not those of their name."
+    ),
     "reads": Series("passel_peer_reads", "Reads of the gateway that wait for pieces."),
     "calls": Series("passel_peer_reports_total", "Reports sent to the shards."),
 }
