@@ -17,6 +17,7 @@ import typer
 from passel.cli.cluster import JsonOption, print_nodes
 from passel.cli.console import errors_are_sentences, out, print_json
 from passel.cli.gatewayprocess import NodeGateway
+from passel.cli.mirrors import mirrors
 from passel.client.status import peer_status
 from passel.config import load, missing_files
 from passel.errors import ConfigError, PasselError
@@ -25,6 +26,8 @@ from passel.errors import ConfigError, PasselError
 CONTROLLER_TIMEOUT_S = 90.0
 
 app = typer.Typer(no_args_is_help=True, help="This host as a node of a Ray cluster.")
+
+app.command()(mirrors)
 
 ConfigOption = Annotated[
     Path,
