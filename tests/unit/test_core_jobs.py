@@ -99,6 +99,8 @@ def test_nobody_is_meant(machine: JobMachine) -> None:
         machine.handle(Submitted(order(1, "zone=c"), 0.0), 0.0)
     with pytest.raises(InputError, match="nodes are n1, n2, n3"):
         machine.handle(Submitted(order(1, "node=n9"), 0.0), 0.0)
+    with pytest.raises(InputError, match="no node has its peer yet"):
+        JobMachine().handle(Submitted(order(1), 0.0), 0.0)
     for wrong in ("everyone", "zone=", "label=x", ""):
         with pytest.raises(InputError, match="expected all, seeds"):
             check_to(wrong)

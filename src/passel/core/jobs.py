@@ -252,6 +252,9 @@ class JobMachine:
         if not order.blobs or len(order.blobs) > BLOBS_MAX:
             text = f"a job is for 1 to {BLOBS_MAX} blobs, not for {len(order.blobs)}"
             raise InputError(400, "UNSUPPORTED", text)
+        if not self.members:
+            text = "no node has its peer yet: try again in a moment"
+            raise InputError(503, "TOOMANYREQUESTS", text)
         if not [each for each in self.members.values() if is_chosen(order.to, each)]:
             raise InputError(400, "UNSUPPORTED", nobody(order.to, list(self.members.values())))
         known = self.jobs.get(order.id)
@@ -369,4 +372,4 @@ def nobody(to: str, members: list[Member]) -> str:
     if kind == "node":
         nodes = sorted(member.node for member in members)
         return f"there is no {to}; nodes are {', '.join(nodes[:20])}"
-    return f"no node is meant by {to}: is the cluster still starting?"
+    return f"no node is meant by {to}"
