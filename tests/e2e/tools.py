@@ -37,7 +37,7 @@ def need(program: str) -> str:
 
 def need_ray_default() -> None:
     """Ray's launcher and its metrics need more than the plain package has."""
-    if importlib.util.find_spec("opencensus") and importlib.util.find_spec("colorful"):
+    if importlib.util.find_spec("opencensus") and importlib.util.find_spec("aiohttp_cors"):
         return
     if "ray[default]" in REQUIRED:
         pytest.fail("ray[default] is required here (PASSEL_REQUIRE): pip install '.[cluster]'")
