@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -94,3 +95,13 @@ def test_blobs_are_told_by_state() -> None:
         m.labels: m.value for m in peer_measures(PEER) if m.series.name == "passel_store_blobs"
     }
     assert blobs == {("complete",): 3, ("partial",): 2}
+
+
+def test_every_series_is_in_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text()
+    named = set(re.findall(r"passel_[a-z_]+[a-z]", page))
+    exported = {
+        re.sub("_(bucket|sum|count)$", "", measure.series.name) for measure in all_measures()
+    }
+    assert exported <= named
+    assert {name for name in named if re.match("passel_(gateway|peer|shard)_", name)} <= exported
