@@ -106,7 +106,7 @@ class RayHosts:
 def pull(host: Host, digest: str) -> bool:
     """A client on the host reads a blob through the host's gateway, whole and right."""
     url = f"{GATEWAY}/v2/org/app/blobs/{digest}"
-    done = host.run(f"curl -sSf {url} | sha256sum", check=False)
+    done = host.run(f"set -o pipefail; curl -sSf {url} | sha256sum")
     return done.stdout.split(" ")[0] == digest.removeprefix("sha256:")
 
 

@@ -66,7 +66,8 @@ def test_its_commands_are_shell_and_passel_knows_its_own(path: Path) -> None:
         subprocess.run(["bash", "-n", "-c", command], check=True, timeout=10)
         if command.startswith("passel "):
             own.append(shlex.split(command)[1:])
-    assert len(own) == 2, "one for the head, one for the workers"
+    start = ["node", "start", "--config", "~/passel/passel.yaml"]
+    assert own == [start, ["node", "start", "--head", *start[2:]], start]
     for words in own:
         # `--help` at the end: the options before it are parsed, and nothing is done.
         done = CliRunner().invoke(app, [*words, "--help"])

@@ -80,14 +80,19 @@ class NodeGateway:
                 stderr=output,
                 start_new_session=True,
             )
-        self._await(child)
+        if not self._await(child):
+            return False
         self._record.write_text(json.dumps({"pid": child.pid, "of": self._fingerprint()}))
         return True
 
-    def _await(self, child: subprocess.Popen[bytes]) -> None:
+    def _await(self, child: subprocess.Popen[bytes]) -> bool:
+        """Whether it is the child that answers; False when somebody else was quicker."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while read_json(self._note).get("pid") != child.pid or not self._answers():
             if child.poll() is not None:
+                # The node's peer starts one too when it finds none for some seconds.
+                if self._answers():
+                    return False
                 raise PasselError(f"the gateway does not start: {_last_line(self.log)}")
             if time.monotonic() > deadline:
                 child.kill()
@@ -95,6 +100,7 @@ class NodeGateway:
                     f"the gateway does not answer within {START_TIMEOUT_S:g} s, see {self.log}"
                 )
             time.sleep(0.05)
+        return True
 
     def _answers(self) -> bool:
         address = self.address
