@@ -37,7 +37,7 @@ PEER: dict[str, Any] = {
     "calls": 7,
 }
 SHARD = dict.fromkeys(
-    ("blobs", "peers", "epochs", "edges", "leases", "busy_s", "reports", "delivers"), 4
+    ("blobs", "peers", "epochs", "edges", "leases", "handle_s", "plan_s", "reports", "delivers"), 4
 )
 
 

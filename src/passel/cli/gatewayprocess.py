@@ -7,6 +7,7 @@ after (systemd, the node's peer) has no record, and is left to them.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.client
 import json
@@ -93,6 +94,9 @@ class NodeGateway:
                 # The node's peer starts one too when it finds none for some seconds.
                 if self._answers():
                     return False
+                if self._is_locked() and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
                 raise PasselError(f"the gateway does not start: {_last_line(self.log)}")
             if time.monotonic() > deadline:
                 child.kill()
@@ -112,6 +116,15 @@ class NodeGateway:
                 return exchange.answer.status == 200
         except (PasselError, OSError, http.client.HTTPException):
             return False
+
+    def _is_locked(self) -> bool:
+        """Whether a gateway of this node runs, or is about to."""
+        try:
+            with (self.folder / "gateway.lock").open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
 
     def _is_outdated(self, running: Process) -> bool:
         record = read_json(self._record)

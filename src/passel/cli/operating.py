@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import platform as machine
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from rich.live import Live
-from rich.table import Table
 
 from passel.cli.cluster import JsonOption, StateOption, state_folder
-from passel.cli.console import err, errors_are_sentences, fail, out, print_json, size
+from passel.cli.console import err, errors_are_sentences, fail, out, print_json, print_table, size
 from passel.client import Client
 from passel.errors import PasselError, TransientError
 from passel.ids import Digest
 
 WATCH_EVERY_S = 0.5
-PIPE_WIDTH = 1000
 #: A controller that restarts is back within seconds.
 AWAY_MAX_S = 60.0
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -56,7 +52,7 @@ def preheat(
         if as_json:
             print_json(facts)
         elif watch:
-            _print(_job_table(facts))
+            _print_job(facts)
         else:
             job = facts["job"]
             out.print(f"job {job}: {facts['blobs']} blobs, {size(facts['bytes'])}, to {to}")
@@ -79,7 +75,7 @@ def jobs(
             if cancel or watch:
                 fail("name the job: passel jobs JOB", 2)
             facts = client.ask("jobs")
-            print_json(facts["jobs"]) if as_json else _print(_jobs_table(facts["jobs"]))
+            print_json(facts["jobs"]) if as_json else _print_jobs(facts["jobs"])
             return
         if cancel:
             facts = client.ask("cancel", job=job)
@@ -87,13 +83,13 @@ def jobs(
             facts = _watch(client, job)
         else:
             facts = client.ask("jobs", job=job)["jobs"][0]
-        print_json(facts) if as_json else _print(_job_table(facts))
+        print_json(facts) if as_json else _print_job(facts)
 
 
 def _watch(client: Client, job: str) -> dict[str, Any]:
     """The job when it is over."""
     last_heard = time.monotonic()
-    with _live() as show:
+    with err.status(job) if err.is_terminal else contextlib.nullcontext() as shown:
         while True:
             try:
                 facts: dict[str, Any] = client.ask("jobs", job=job)["jobs"][0]
@@ -102,19 +98,11 @@ def _watch(client: Client, job: str) -> dict[str, Any]:
                     raise
             else:
                 last_heard = time.monotonic()
-                show(_job_table(facts))
+                if shown is not None:
+                    shown.update(_progress(facts))
                 if facts["state"] != "running":
                     return facts
             time.sleep(WATCH_EVERY_S)
-
-
-@contextlib.contextmanager
-def _live() -> Iterator[Callable[[Table], None]]:
-    if not err.is_terminal:
-        yield lambda table: None
-        return
-    with Live(console=err, transient=True) as live:
-        yield live.update
 
 
 def ls(
@@ -129,15 +117,19 @@ def ls(
         if as_json:
             print_json(facts)
             return
-        table = _table("digest", "upstream", ">size", ">complete", ">partial", ">wanted")
-        for blob in facts["blobs"]:
-            table.add_row(
-                blob["digest"],
-                " ".join(blob["upstreams"]),
-                "" if blob["size"] is None else size(blob["size"]),
-                *(str(blob[key]) for key in ("complete", "partial", "wanted")),
-            )
-        _print(table)
+        print_table(
+            ("digest", "upstream", "size", "complete", "partial", "wanted"),
+            (
+                (
+                    blob["digest"],
+                    " ".join(blob["upstreams"]),
+                    "" if blob["size"] is None else size(blob["size"]),
+                    *(str(blob[key]) for key in ("complete", "partial", "wanted")),
+                )
+                for blob in facts["blobs"]
+            ),
+            n_left=2,
+        )
         if facts["total"] > len(facts["blobs"]):
             out.print(f"{len(facts['blobs'])} of {facts['total']} blobs; --limit shows more")
         if facts["away"]:
@@ -170,48 +162,52 @@ def _own_platform() -> str:
     return f"linux/{_ARCHITECTURES.get(architecture, architecture)}"
 
 
-def _table(*columns: str) -> Table:
-    """`>` puts a column to the right; the last one is folded where a terminal is too narrow."""
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        is_last = column == columns[-1]
-        table.add_column(column.lstrip(">"), justify=justify, no_wrap=not is_last, overflow="fold")
-    return table
+def _print_jobs(facts: list[dict[str, Any]]) -> None:
+    print_table(
+        ("job", "state", "to", "what", "created", "blobs", "size", "nodes"),
+        (
+            (
+                job["job"],
+                job["state"],
+                job["to"],
+                job["what"],
+                job["created"],
+                str(job["blobs"]),
+                size(job["bytes"]),
+                f"{_n_done(job)}/{len(job['nodes'])}",
+            )
+            for job in facts
+        ),
+        n_left=5,
+    )
 
 
-def _print(table: Table) -> None:
-    # In a pipe there is no width to fit into: whole lines for grep.
-    out.print(table, width=None if out.is_terminal else PIPE_WIDTH)
+def _print_job(job: dict[str, Any]) -> None:
+    title = f"{job['what']} to {job['to']}: {job['state']} {job['trouble']}"
+    out.print(title.strip(), markup=False)
+    print_table(
+        ("node", "zone", "trouble", "blobs", "bytes"),
+        (
+            (
+                node["node"],
+                node["zone"],
+                node["trouble"],
+                f"{node['blobs']}/{job['blobs']}",
+                f"{size(node['bytes'])}/{size(job['bytes'])}",
+            )
+            for node in job["nodes"]
+        ),
+        n_left=3,
+    )
 
 
-def _jobs_table(facts: list[dict[str, Any]]) -> Table:
-    table = _table("job", "state", "to", ">blobs", ">size", ">nodes", "created", "what")
-    for job in facts:
-        done = sum(node["blobs"] == job["blobs"] for node in job["nodes"])
-        table.add_row(
-            job["job"],
-            job["state"],
-            job["to"],
-            str(job["blobs"]),
-            size(job["bytes"]),
-            f"{done}/{len(job['nodes'])}",
-            job["created"],
-            job["what"],
-        )
-    return table
+def _n_done(job: dict[str, Any]) -> int:
+    return sum(node["blobs"] == job["blobs"] for node in job["nodes"])
 
 
-def _job_table(job: dict[str, Any]) -> Table:
-    table = _table("node", "zone", ">blobs", ">bytes", "trouble")
-    table.title = f"{job['what']} to {job['to']}: {job['state']} {job['trouble']}".strip()
-    table.title_justify = "left"
-    for node in job["nodes"]:
-        table.add_row(
-            node["node"],
-            node["zone"],
-            f"{node['blobs']}/{job['blobs']}",
-            f"{size(node['bytes'])}/{size(job['bytes'])}",
-            node["trouble"],
-        )
-    return table
+def _progress(job: dict[str, Any]) -> str:
+    """One line: how far all nodes together are."""
+    n_bytes = sum(node["bytes"] for node in job["nodes"])
+    total = job["bytes"] * len(job["nodes"])
+    done = f"{_n_done(job)} of {len(job['nodes'])} nodes"
+    return f"{done}, {size(n_bytes)} of {size(total)}"
