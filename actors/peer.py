@@ -17,6 +17,7 @@ from passel.actors.fetching import Fetching, read_piece
 from passel.actors.handles import ControllerHandle, own_address
 from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.actors.links import ShardLink
+from passel.actors.recording import PeerRecording
 from passel.actors.serving import Serving
 from passel.actors.words import PeerSpec, peer_limits
 from passel.config.load import load
@@ -61,6 +62,7 @@ from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreL
 from passel.ids import BlobId, BlobRef, Digest
 from passel.store.store import Store
 from passel.telemetry import logs
+from passel.telemetry.recording import Recording
 from passel.transport.auth import ClusterAuth
 from passel.transport.origin import OriginClient
 from passel.transport.piece_client import PieceClient
@@ -108,12 +110,21 @@ class Peer:
             connections_per_peer=config.peer.per_parent,
         )
         self._origins = Origins(config, spec.cluster)
-        self._fetching = Fetching(
-            self._store, self._pieces, self._origins, self._duties, self._step
-        )
         self._server = PieceServer(self._serving, self._auth, config.peer.upload_slots)
         info = await self._listen()
         self._machine = PeerMachine(info, peer_limits(config), spec.config.scheduler.shards)
+        place = spec.place
+        about = {"peer": spec.peer, "node": place.node, "zone": place.zone}
+        recording = Recording(config.trace, config.store.path, f"peer-{place.node}", about)
+        self._duties.start(recording.run())
+        self._fetching = Fetching(
+            self._store,
+            self._pieces,
+            self._origins,
+            self._duties,
+            self._step,
+            PeerRecording(recording, place, self._machine.parents),
+        )
         self._links = [
             ShardLink(shard, spec.peer, info.incarnation, self._step)
             for shard in range(spec.config.scheduler.shards)

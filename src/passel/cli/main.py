@@ -16,7 +16,7 @@ except ImportError:
     from click import exceptions as click  # type: ignore[no-redef]
 
 from passel._version import __version__
-from passel.cli import cluster, configuring, getting
+from passel.cli import cluster, configuring, getting, simulating, tracing
 from passel.cli.console import INTERRUPTED, USAGE, interrupt_on_signals
 from passel.cli.demo import run
 
@@ -33,6 +33,8 @@ app.command()(cluster.status)
 app.command()(getting.get)
 app.command()(run.demo)
 app.add_typer(configuring.app, name="config")
+app.add_typer(simulating.app, name="sim")
+app.add_typer(tracing.app, name="trace")
 
 
 def _version(wanted: bool) -> None:
