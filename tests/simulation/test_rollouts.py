@@ -157,12 +157,12 @@ def test_a_partition_heals_and_both_sides_finish() -> None:
 
 def test_upload_slots_are_never_exceeded_and_a_full_line_is_busy() -> None:
     limits = m.PeerLimits(download_slots=16, per_parent=16)
-    world = World(Setup(n_peers=12, upload_slots=1, peer_limits=limits, rate=20e6))
+    world = World(Setup(n_peers=12, upload_slots=2, peer_limits=limits, rate=20e6))
     ref = world.blob("b", 8 * MIB)
     for name in list(world.nodes):
         world.read(name, ref)
     assert world.run_reads(120)
-    assert max(node.n_sending_max for node in world.nodes.values()) == 1
+    assert max(node.n_sending_max for node in world.nodes.values()) == 2
 
 
 def test_a_trace_accounts_for_every_byte(tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ class Node:
         """Take an upload slot, or a place in the short line before it."""
         if fetch.is_over:
             return
-        if self.n_sending < self.info.upload_slots:
+        if self._has_slot(fetch.command.turn):
             self._send(fetch)
         elif len(self.line) < LINE_MAX:
             self.n_asked += 1
@@ -350,6 +350,10 @@ class Node:
             self.world.clock.after(SLOT_WAIT_S, self._refuse, fetch)
         else:
             fetch.child.fail(fetch, m.Trouble.BUSY, BUSY_RETRY_S)
+
+    def _has_slot(self, turn: int) -> bool:
+        """The last free slot is kept for clients that wait, as the live server keeps it."""
+        return self.n_sending < self.info.upload_slots - (turn > 0)
 
     def _refuse(self, fetch: PieceFetch) -> None:
         waiting = [each for each in self.line if each[2] is not fetch]
@@ -383,7 +387,7 @@ class Node:
         self.uploads.pop(fetch, None)
         fetch.has_slot = False
         self.n_sending -= 1
-        while self.line and self.alive and self.n_sending < self.info.upload_slots:
+        while self.line and self.alive and self._has_slot(self.line[0][0]):
             following = heapq.heappop(self.line)[2]
             if not following.is_over:
                 self._send(following)
