@@ -142,6 +142,7 @@ class Gateway:
             Routes(self._services, upstream),
             header_bytes=int(limits.header_bytes),
             is_full=lambda: self.context.n_connections() > limits.connections,
+            requests_max=limits.requests_per_connection,
         )
         self.context.servers.append(server)
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from passel.errors import InputError, OriginNonsense, OriginRefused
 from passel.gateway.hotpath import SMALL, PinnedFile
+from passel.gateway.outages import WARNING
 from passel.gateway.reading import Reading
 from passel.gateway.replies import Failure, Refusal, blob_headers
 from passel.oci.ranges import (
@@ -72,7 +73,8 @@ class Blobs:
             with view:
                 if await self._hit(exchange, ref, view):
                     return
-        await self._miss(exchange, ref)
+        with self._context.miss_slot(exchange.client):
+            await self._miss(exchange, ref)
 
     # What is here.
 
@@ -259,7 +261,13 @@ class Blobs:
         return found.size
 
     def _fields(self, ref: BlobRef, source: str, grant: Grant) -> list[Header]:
-        return blob_headers(ref.upstream, ref.id, str(ref.digest), source, private=not grant.public)
+        fields = blob_headers(
+            ref.upstream, ref.id, str(ref.digest), source, private=not grant.public
+        )
+        if grant.is_stale:
+            self._context.metrics.stale.labels("blob").inc()
+            fields.append(("Warning", WARNING))
+        return fields
 
     def _unchanged(self, exchange: Exchange, ref: BlobRef, grant: Grant) -> bytes:
         # A 304 has no body and, so that nobody waits for one, no length.

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 NEVER_S = 30 * 24 * 3600.0
 #: Per listener; a template is about 1.5 kB and one open file.
 MAX_TEMPLATES = 512
+REQUESTS_MAX = 100_000
 #: A head with more than this (a huge token) is not worth its memory.
 LONGEST_HEAD = 16 * 1024
 _RANGE_LINE = re.compile(rb"\r\nrange[ \t]*:", re.IGNORECASE)
@@ -77,6 +78,7 @@ class Connection(RequestHandler):
         "busy",
         "last_active",
         "loop",
+        "n_requests",
         "server",
         "started",
         "transfer",
@@ -88,6 +90,7 @@ class Connection(RequestHandler):
         self.loop = loop
         self.last_active = loop.time()
         self.transfer: Transfer | None = None
+        self.n_requests = 0
         #: A handler is at work on this connection.
         self.busy = False
         #: Bytes of the current answer went out: from here on only an abort tells the truth.
@@ -162,6 +165,9 @@ class Connection(RequestHandler):
         transport = self.transport
         if transport is None or self._close or self._force_close:
             return False
+        if self.n_requests + 1 >= self.server.requests_max:
+            # The ordinary path says goodbye.
+            return False
         now = self.loop.time()
         span = template.match(data)
         if span is None or now > template.expires or transport.get_write_buffer_size():
@@ -183,6 +189,7 @@ class Connection(RequestHandler):
                 self.abort()
         else:
             return False
+        self.n_requests += 1
         server.repeats += 1
         server.repeat_bytes += count
         self.last_active = now
@@ -253,8 +260,14 @@ class Connection(RequestHandler):
             template = Template(raw, span, file, size, head, expires)
             self.server.keep_template(raw[: raw.find(b"\r\n")], template)
 
+    @property
+    def is_used_up(self) -> bool:
+        """The request at hand is the last one that this connection may have."""
+        return self.n_requests >= self.server.requests_max
+
     def begin(self) -> None:
         """A handler starts: the head is complete."""
+        self.n_requests += 1
         self.busy = True
         self.started = False
         self._head_since = None
@@ -313,6 +326,7 @@ class Server(web.Server):
         *,
         header_bytes: int,
         is_full: Callable[[], bool],
+        requests_max: int = REQUESTS_MAX,
     ) -> None:
         super().__init__(
             handler,
@@ -327,6 +341,7 @@ class Server(web.Server):
         )
         self.header_bytes = header_bytes
         self.is_full = is_full
+        self.requests_max = requests_max
         #: By request line. A listener has its own: the same head means another upstream elsewhere.
         self.templates: dict[bytes, Template] = {}
         #: Requests answered by templates and their bytes, since they were last counted.

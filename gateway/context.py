@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections import OrderedDict
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter, OrderedDict
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,13 @@ from passel.config import host_port
 from passel.errors import PeerBusy
 from passel.gateway.door import Door
 from passel.gateway.grants import CHECK_S, Grants
+from passel.gateway.outages import Outages
 from passel.oci.media import CANONICAL_ACCEPT
 from passel.store import StoreReader
 from passel.telemetry.metrics import gateway_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from prometheus_client import CollectorRegistry
 
@@ -101,8 +102,10 @@ class Context:
         self.reader = StoreReader(config.store.path)
         limits = config.gateway.limits
         self.door = Door(config.store.path / "peer.sock", limits.peer_wait.total_seconds())
-        self.grants = Grants(config, self.door, self._check, self.metrics)
+        self.outages = Outages(self.metrics.origin_up)
+        self.grants = Grants(config, self.door, self._check, self.outages, self.metrics)
         self.learned = Learned()
+        self._misses: Counter[str] = Counter()
         self._direct = asyncio.Semaphore(limits.direct)
         self._direct_at: dict[str, asyncio.Semaphore] = {}
         self._make_origin = make_origin
@@ -135,6 +138,22 @@ class Context:
                     raise PeerBusy(text, 1.0) from None
                 stack.callback(slots.release)
             yield
+
+    @contextmanager
+    def miss_slot(self, client: str) -> Iterator[None]:
+        """One read of what is not here, of the few that each client address may have.
+
+        Raises PeerBusy.
+        """
+        if self._misses[client] >= self.config.gateway.limits.client_misses:
+            raise PeerBusy("this client waits for too many blobs already", 1.0)
+        self._misses[client] += 1
+        try:
+            yield
+        finally:
+            self._misses[client] -= 1
+            if not self._misses[client]:
+                del self._misses[client]
 
     async def _check(self, ref: BlobRef, authorization: str | None, kind: str) -> Checked:
         origin = self.origin(ref.upstream)

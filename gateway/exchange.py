@@ -73,6 +73,12 @@ class Exchange:
         self.status = 0
 
     @property
+    def client(self) -> str:
+        """The address of the client, without its port."""
+        peer = self.request.transport and self.request.transport.get_extra_info("peername")
+        return str(peer[0]) if peer else ""
+
+    @property
     def is_head(self) -> bool:
         """HEAD has the headers of GET and no body."""
         return self.method == "HEAD"

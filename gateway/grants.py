@@ -15,7 +15,7 @@ import asyncio
 import hmac
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from passel.errors import (
@@ -29,10 +29,12 @@ from passel.errors import (
 if TYPE_CHECKING:
     from passel.config import Config, UpstreamConfig
     from passel.gateway.door import Door
+    from passel.gateway.outages import Outages
     from passel.ids import BlobRef
     from passel.telemetry.metrics import GatewayMetrics
 
 GRANTS_MAX = 65536
+CHALLENGES_MAX = 4096
 #: How long the origin's no is believed: a user who was just let in must not wait.
 REFUSED_S = 15.0
 #: While the origin is down, a grant that has run out counts for this long (when_origin_down:
@@ -63,6 +65,8 @@ class Grant:
     public: bool
     ends: float
     size: int | None = None
+    #: Given without the origin, which cannot be asked.
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +81,25 @@ Key = tuple[str, str, str, str]
 class Grants:
     """The grants of one gateway. Runs on the loop's thread only; bounded, least recently used."""
 
-    def __init__(self, config: Config, door: Door, check: Check, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        config: Config,
+        door: Door,
+        check: Check,
+        outages: Outages,
+        metrics: GatewayMetrics,
+    ) -> None:
         self._config = config
         self._door = door
         self._check = check
+        self._outages = outages
         self._metrics = metrics
         self._mac_key = os.urandom(32)
         self._grants: OrderedDict[Key, Grant] = OrderedDict()
         self._refused: OrderedDict[Key, _Refused] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[Grant]] = {}
+        #: (upstream, repository) -> what the origin answered to somebody without credentials.
+        self._challenges: OrderedDict[tuple[str, str], OriginRefused] = OrderedDict()
         #: Things to tell the cluster; kept so that they are not collected half-way.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -171,6 +185,10 @@ class Grants:
         if refused is not None and refused.ends > now and upstream.read_policy != "always":
             self._count("refused")
             raise OriginRefused(*refused.error.args)
+        if self._outages.is_fresh(ref.upstream):
+            grant = self._outliving(key, upstream)
+            if grant is not None:
+                return grant
         asking = self._asking.get(key)
         if asking is None:
             asking = asyncio.get_running_loop().create_task(self._ask(ref, authorization, kind))
@@ -180,10 +198,10 @@ class Grants:
             # Shielded: the client that began the check may hang up, others wait for it.
             grant = await asyncio.shield(asking)
         except (OriginUnavailable, OriginTimeout, OriginNonsense) as error:
-            return self._while_down(key, upstream, error)
+            return self._while_down(key, upstream, authorization, error)
         except OriginRefused as error:
             if error.status == 429 or error.status >= 500:
-                return self._while_down(key, upstream, error)
+                return self._while_down(key, upstream, authorization, error)
             self._count("refused")
             self._refuse(key, error, now)
             raise
@@ -192,26 +210,53 @@ class Grants:
 
     async def _ask(self, ref: BlobRef, authorization: str | None, kind: str) -> Grant:
         credential = self.credential(ref.upstream, authorization)
-        try:
-            found = await asyncio.wait_for(self._check(ref, credential, kind), CHECK_S)
-        except asyncio.TimeoutError as error:
-            raise OriginTimeout("the origin did not answer a check in time") from error
+        async with self._outages.asking(ref.upstream):
+            try:
+                found = await asyncio.wait_for(self._check(ref, credential, kind), CHECK_S)
+            except asyncio.TimeoutError as error:
+                raise OriginTimeout("the origin did not answer a check in time") from error
         return self.won(ref, authorization, anonymous=found.anonymous, size=found.size)
 
-    def _while_down(self, key: Key, upstream: UpstreamConfig, error: PasselError) -> Grant:
+    def heard_challenge(self, upstream: str, repository: str, error: OriginRefused) -> None:
+        """The origin wants credentials for this repository, and says which."""
+        # Without its body, which may be large.
+        self._challenges[upstream, repository] = OriginRefused(error.status, error.headers)
+        self._challenges.move_to_end((upstream, repository))
+        while len(self._challenges) > CHALLENGES_MAX:
+            self._challenges.popitem(last=False)
+
+    def _while_down(
+        self,
+        key: Key,
+        upstream: UpstreamConfig,
+        authorization: str | None,
+        error: PasselError,
+    ) -> Grant:
         """The origin cannot say: what the configuration says then."""
-        now = asyncio.get_running_loop().time()
-        if upstream.when_origin_down == "serve":
-            self._count("origin_down")
-            return Grant(False, now)
-        if upstream.when_origin_down == "granted":
-            for each in (key, (*key[:3], ANONYMOUS)):
-                grant = self._grants.get(each)
-                if grant is not None and grant.ends + GRACE_S > now:
-                    self._count("origin_down")
-                    return grant
+        grant = self._outliving(key, upstream)
+        if grant is not None:
+            return grant
         self._count("unknown")
+        challenge = self._challenges.get(key[:2])
+        if authorization is None and challenge is not None:
+            # Clients show their credentials only when they are asked for them, and these may have
+            # a grant.
+            raise OriginRefused(*challenge.args)
         raise error
+
+    def _outliving(self, key: Key, upstream: UpstreamConfig) -> Grant | None:
+        """The permission that holds without the origin, if the configuration gives one."""
+        now = asyncio.get_running_loop().time()
+        grant = None
+        if upstream.when_origin_down == "serve":
+            grant = Grant(False, now)
+        elif upstream.when_origin_down == "granted":
+            known = (self._grants.get(each) for each in (key, (*key[:3], ANONYMOUS)))
+            grant = next((each for each in known if each and each.ends + GRACE_S > now), None)
+        if grant is None:
+            return None
+        self._count("origin_down")
+        return replace(grant, is_stale=True)
 
     def _refuse(self, key: Key, error: OriginRefused, now: float) -> None:
         self._grants.pop(key, None)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from passel.errors import (
     PasselError,
 )
 from passel.gateway.manifestcache import checked
+from passel.gateway.outages import WARNING
 from passel.gateway.replies import ALWAYS, Failure, Refusal, blob_headers
 from passel.ids import BlobRef, Digest
 from passel.oci.manifests import MANIFEST_BYTES_MAX, compute_digest
@@ -53,6 +54,8 @@ log = logging.getLogger(__name__)
 TAGS_MAX = 4096
 #: The sum of all that asking the origin for a manifest may take; containerd hangs up at 30 s.
 ORIGIN_S = 20.0
+#: The same while there is an older answer to fall back on.
+REVALIDATE_S = 4.0
 #: How old a tag may be that is served because the origin cannot be asked.
 STALE_MAX_S = 24 * 3600.0
 #: Their digest is not that of their bytes: handed through, never kept.
@@ -62,7 +65,6 @@ _SCHEMA1 = frozenset(
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
     }
 )
-_WARNING = '299 - "the origin registry cannot be asked, this tag comes from the cache"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,9 @@ class Manifests:
             if found is not None:
                 return found
         who = self._context.grants.identity(upstream, authorization)
+        if tag is not None and self._context.outages.is_fresh(upstream):
+            error = OriginUnavailable("the origin did not answer a moment ago")
+            return await self._stale(key, authorization, error)
         try:
             return await self._together((key, who), lambda: self._ask_tag(key, tag, authorization))
         except OriginRefused as error:
@@ -174,7 +179,9 @@ class Manifests:
     ) -> Digest | None:
         """The digest in the origin's answer to a HEAD; None: it must be asked with a GET."""
         try:
-            async with self._open("HEAD", upstream, repository, tag, authorization) as answer:
+            async with self._open(
+                "HEAD", upstream, repository, tag, authorization, deadline_s=REVALIDATE_S
+            ) as answer:
                 digest = Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
                 # Whom the tag was shown to may read what it means.
                 ref = BlobRef(upstream, repository, digest)
@@ -237,7 +244,8 @@ class Manifests:
         log.warning("tag_stale upstream=%s age_s=%.0f", key[0], now - tag.checked_at)
         return Found(kept, grant, is_stale=True)
 
-    def _open(
+    @asynccontextmanager
+    async def _open(
         self,
         method: str,
         upstream: str,
@@ -245,14 +253,17 @@ class Manifests:
         reference: str,
         authorization: str | None,
         accept: str = CANONICAL_ACCEPT,
-    ) -> AbstractAsyncContextManager[OriginAnswer]:
-        return self._context.origin(upstream).open(
+        deadline_s: float = ORIGIN_S,
+    ) -> AsyncIterator[OriginAnswer]:
+        opening = self._context.origin(upstream).open(
             method,
             f"/v2/{repository}/manifests/{reference}",
             headers={"Accept": accept},
             authorization=self._context.grants.credential(upstream, authorization),
-            deadline_s=ORIGIN_S,
+            deadline_s=deadline_s,
         )
+        async with self._context.outages.asking(upstream), opening as answer:
+            yield answer
 
     async def _together(
         self, key: Hashable, ask: Callable[[], Coroutine[None, None, Found | None]]
@@ -279,6 +290,9 @@ class Manifests:
         kept = found.kept
         assert request.repository is not None
         ref = BlobRef(upstream, request.repository, kept.digest)
+        is_stale = found.is_stale or found.grant.is_stale
+        if is_stale:
+            self._context.metrics.stale.labels("manifest").inc()
         fields = _fields(ref, kept, found, is_tag=request.tag is not None)
         tag = etag(kept.digest)
         if none_match(exchange.lines("If-None-Match"), tag):
@@ -346,8 +360,8 @@ def _fields(ref: BlobRef, kept: Kept, found: Found, *, is_tag: bool) -> list[Hea
     fields = [each for each in base if each[0] not in own]
     if is_tag:
         fields.append(("Cache-Control", "no-cache"))
-    if found.is_stale:
-        fields.append(("Warning", _WARNING))
+    if found.is_stale or found.grant.is_stale:
+        fields.append(("Warning", WARNING))
     return fields
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Clients send some ten to twenty.
+HEADER_LINES_MAX = 128
+
 _USE_HTTP = (
     "this proxy does not tunnel: CONNECT would hide what is asked for."
     " Tell the client to speak plain HTTP to it (nydusd: `use_http: true`)"
@@ -70,6 +73,7 @@ class Routes:
         assert isinstance(connection, Connection)
         connection.begin()
         exchange = Exchange(request, connection, Target(None, "/", ""))
+        exchange.keep = exchange.keep and not connection.is_used_up
         try:
             await self._answer(exchange)
         except PasselError as error:
@@ -92,6 +96,9 @@ class Routes:
             )
         if request.method not in ("GET", "HEAD"):
             raise Refusal(_not_allowed(_PUSH))
+        if len(request.headers) > HEADER_LINES_MAX:
+            text = f"more than {HEADER_LINES_MAX} header lines"
+            raise Refusal(Failure(431, "UNSUPPORTED", text, close=True))
         if request.body_exists:
             raise Refusal(Failure(400, "UNSUPPORTED", "GET and HEAD have no body", close=True))
         exchange.target = parse_target(request.raw_path)
@@ -144,7 +151,13 @@ class Routes:
         elif asked.kind == "catalog" or choice.upstream is None:
             raise InputError(404, "UNSUPPORTED", "what is cached here is not listed")
         else:
-            await self._content(exchange, choice.upstream, asked)
+            try:
+                await self._content(exchange, choice.upstream, asked)
+            except OriginRefused as error:
+                if error.status == 401 and exchange.authorization is None and asked.repository:
+                    grants = context.grants
+                    grants.heard_challenge(choice.upstream, asked.repository, error)
+                raise
 
     async def _content(self, exchange: Exchange, upstream: str, asked: V2Request) -> None:
         if asked.kind == "blob":

@@ -1,18 +1,41 @@
-"""`passel config`: check a file, show what counts."""
+"""`passel config`: check a file, show what counts, make image clients use the gateway."""
 
 from __future__ import annotations
 
+import difflib
+import os
+import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from passel.cli import clientfiles
+from passel.cli.clientfiles import Edit, Plan
 from passel.cli.cluster import JsonOption
 from passel.cli.console import errors_are_sentences, fail, out, print_json
 from passel.config import Config, dump, load, missing_files
+from passel.errors import ConfigError
+from passel.store import fileio
 
-app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
+app = typer.Typer(no_args_is_help=True, help="Check and show the configuration; set up clients.")
+
+#: The file as it was before passel first changed it.
+BACKUP = ".before-passel"
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="passel's configuration (YAML).")
+]
+GatewayOption = Annotated[
+    str | None, typer.Option(help="URL of the gateway. Left out: the first of gateway.listen.")
+]
+RootOption = Annotated[Path, typer.Option(help="Where / of the node is, for images being built.")]
+WriteOption = Annotated[bool, typer.Option("--write", help="Change the files.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would change.")]
+UndoOption = Annotated[bool, typer.Option("--undo", help="Take back what passel has written.")]
 
 
 @app.command()
@@ -41,3 +64,158 @@ def show(
         if file is None and not defaults:
             fail("name a file, or say --defaults", 2)
         sys.stdout.write(dump(load(file) if file is not None else Config()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mode:
+    write: bool
+    dry_run: bool
+    undo: bool
+    as_json: bool
+
+
+def _run(
+    config: Path | None,
+    gateway: str | None,
+    mode: _Mode,
+    make: Callable[[clientfiles.Where], Plan],
+) -> None:
+    """Show, or make, the changes of a plan: all files are read before the first one is written."""
+    with errors_are_sentences():
+        if mode.write and mode.dry_run:
+            fail("say --write or --dry-run, not both", 2)
+        at = clientfiles.where(load(config) if config is not None else Config(), gateway)
+        plan = make(at)
+        changes = []
+        for edit in plan.edits:
+            before = _read(edit.path)
+            after = edit.take(before) if mode.undo else edit.put(before)
+            changes.append((edit, before, after))
+        changed = [each for each in changes if each[1] != each[2]]
+        if mode.write or (mode.undo and not mode.dry_run):
+            for edit, before, after in changed:
+                _replace(edit, before, after, undo=mode.undo)
+        _report(plan, changes, mode)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _replace(edit: Edit, before: str | None, after: str | None, *, undo: bool) -> None:
+    """Change a file in one step, with its owner and mode; the first change keeps a copy."""
+    path = edit.path
+    backup = path.with_name(path.name + BACKUP)
+    try:
+        if after is None:
+            path.unlink()
+        else:
+            # A link is followed: /etc/containers is one on some systems.
+            path = path.resolve()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if before is not None and not undo and not backup.exists():
+                shutil.copy2(path, backup)
+            status = path.stat() if before is not None else None
+            fileio.publish(path, after.encode())
+            path.chmod(0o644 if status is None else status.st_mode & 0o7777)
+            if status is not None:
+                os.chown(path, status.st_uid, status.st_gid)
+        if undo:
+            backup.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _report(plan: Plan, changes: list[tuple[Edit, str | None, str | None]], mode: _Mode) -> None:
+    changed = [edit for edit, before, after in changes if before != after]
+    done = mode.write or (mode.undo and not mode.dry_run)
+    if mode.as_json:
+        facts = {
+            "written": done,
+            "files": [
+                {"path": str(edit.path), "changed": before != after}
+                for edit, before, after in changes
+            ],
+            "restart": plan.restart if changed else None,
+            "notes": plan.notes,
+        }
+        print_json(facts)
+        return
+    for edit, before, after in changes:
+        if done:
+            what = "as it should be already" if before == after else "written"
+            if after is None and before is not None:
+                what = "removed"
+            out.print(f"{edit.path}: {what}", markup=False)
+        elif mode.dry_run or mode.undo:
+            sys.stdout.writelines(_diff(edit.path, before, after))
+        else:
+            sys.stdout.write(f"# {edit.path}\n{after or ''}\n")
+    for note in plan.notes:
+        out.print(f"note: {note}", markup=False)
+    if changed:
+        out.print(f"{'then' if done else 'after --write'}: {plan.restart}", markup=False)
+
+
+def _diff(path: Path, before: str | None, after: str | None) -> list[str]:
+    return list(
+        difflib.unified_diff(
+            (before or "").splitlines(keepends=True),
+            (after or "").splitlines(keepends=True),
+            str(path) if before is not None else "/dev/null",
+            str(path) if after is not None else "/dev/null",
+        )
+    )
+
+
+def _client(name: str, make: Callable[[clientfiles.Where, Path], Plan], text: str) -> None:
+    """A command for a client whose files have their place under /etc."""
+
+    def command(
+        config: ConfigOption = None,
+        gateway: GatewayOption = None,
+        root: RootOption = Path("/"),
+        write: WriteOption = False,
+        dry_run: DryRunOption = False,
+        undo: UndoOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        mode = _Mode(write, dry_run, undo, as_json)
+        _run(config, gateway, mode, lambda at: make(at, root))
+
+    app.command(name, help=text)(command)
+
+
+_client("containerd", clientfiles.containerd, "containerd: /etc/containerd/certs.d, config_path.")
+_client("podman", clientfiles.podman, "podman, buildah, skopeo: a drop-in of registries.conf.")
+_client("crio", clientfiles.crio, "CRI-O: the same drop-in.")
+_client("docker", clientfiles.docker, "docker: registry-mirrors in daemon.json.")
+_client(
+    "nydus-snapshotter",
+    clientfiles.nydus_snapshotter,
+    "nydus-snapshotter: /etc/nydus/certs.d and its key in config.toml.",
+)
+
+
+@app.command()
+def nydusd(
+    file: Annotated[Path, typer.Argument(help="The JSON file that nydusd is started with.")],
+    config: ConfigOption = None,
+    gateway: GatewayOption = None,
+    proxy: Annotated[
+        bool,
+        typer.Option("--proxy", help="Write `proxy` (every version), not `mirrors` (<= 2.3.4)."),
+    ] = False,
+    write: WriteOption = False,
+    dry_run: DryRunOption = False,
+    undo: UndoOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """nydusd: `mirrors` or `proxy` of its registry backend."""
+    mode = _Mode(write, dry_run, undo, as_json)
+    _run(config, gateway, mode, lambda at: clientfiles.nydusd(at, file, proxy=proxy))

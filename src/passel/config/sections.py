@@ -151,6 +151,11 @@ class LimitsConfig(Section):
     need more than the usual 8 KiB."""
     connections: Count = 4096
     """Clients connected at the same time; more are told 503."""
+    requests_per_connection: Count = 100_000
+    """A connection is closed after this many."""
+    client_misses: Count = 512
+    """Reads of blobs that are not here yet which one client address may have under way at the same
+    time; more are told 503."""
     direct: Count = 32
     """Reads that go straight to the origin at the same time, for want of the node's peer."""
     peer_wait: PositiveDuration = timedelta(milliseconds=3500)

@@ -51,6 +51,8 @@ class GatewayMetrics:
     direct: Counter
     peer_up: Gauge
     aborted: Counter
+    origin_up: Gauge
+    stale: Counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,18 @@ def gateway_metrics(registry: CollectorRegistry) -> GatewayMetrics:
         aborted=Counter(
             "passel_gateway_aborted_total",
             "Answers that were cut off because their bytes could not be had.",
+            registry=registry,
+        ),
+        origin_up=Gauge(
+            "passel_gateway_origin_up",
+            "0 while an upstream does not answer the gateway's questions.",
+            ("upstream",),
+            registry=registry,
+        ),
+        stale=Counter(
+            "passel_gateway_stale_total",
+            "Answers with cached content given while their upstream could not be asked.",
+            ("kind",),
             registry=registry,
         ),
     )
