@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 GRANTS_MAX = 65536
 CHALLENGES_MAX = 4096
+REPOSITORIES_MAX = 4096
 #: How long the origin's no is believed: a user who was just let in must not wait.
 REFUSED_S = 15.0
 #: While the origin is down, a grant that has run out counts for this long (when_origin_down:
@@ -98,6 +99,9 @@ class Grants:
         self._grants: OrderedDict[Key, Grant] = OrderedDict()
         self._refused: OrderedDict[Key, _Refused] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[Grant]] = {}
+        #: (upstream, repository) -> whether everybody may read it, and until when that is believed.
+        self._is_public: OrderedDict[tuple[str, str], tuple[bool, float]] = OrderedDict()
+        self._probing: dict[tuple[str, str], asyncio.Task[None]] = {}
         #: (upstream, repository) -> what the origin answered to somebody without credentials.
         self._challenges: OrderedDict[tuple[str, str], OriginRefused] = OrderedDict()
         #: Things to tell the cluster; kept so that they are not collected half-way.
@@ -117,6 +121,54 @@ class Grants:
     def credential(self, upstream: str, authorization: str | None) -> str | None:
         """What of a client's credentials may go to that origin."""
         return authorization if self._config.upstreams[upstream].auth == "passthrough" else None
+
+    async def needed(
+        self, upstream: str, repository: str, authorization: str | None, probe: Probe
+    ) -> str | None:
+        """The credentials to go on with: none for a repository that everybody may read.
+
+        docker and podman bring a new token to each pull, of public images too. Under its own name
+        each would have to be asked about again, and none would be known while the origin is down.
+        `probe` asks the origin for what the client wants, without credentials.
+        """
+        if authorization is None or self._config.upstreams[upstream].auth != "passthrough":
+            return authorization
+        key = upstream, repository
+        is_public, until = self._is_public.get(key, (False, 0.0))
+        if until <= asyncio.get_running_loop().time() and not self._outages.is_fresh(upstream):
+            flight = self._probing.get(key)
+            if flight is None:
+                flight = asyncio.get_running_loop().create_task(self._probe(key, probe))
+                self._probing[key] = flight
+                flight.add_done_callback(lambda _: self._probing.pop(key, None))
+            await asyncio.shield(flight)
+            is_public, _ = self._is_public.get(key, (False, 0.0))
+        return None if is_public else authorization
+
+    async def _probe(self, key: tuple[str, str], probe: Probe) -> None:
+        try:
+            async with self._outages.asking(key[0]):
+                await asyncio.wait_for(probe(), CHECK_S)
+        except OriginRefused as error:
+            if error.status not in (401, 403, 404):
+                return
+            self.found_private(*key)
+        except (PasselError, asyncio.TimeoutError):
+            # What was known stays; while the origin is away nobody else is asked.
+            return
+        else:
+            self._note_repository(key, is_public=True)
+
+    def found_private(self, upstream: str, repository: str) -> None:
+        """The origin wants credentials for (some of) this repository."""
+        self._note_repository((upstream, repository), is_public=False)
+
+    def _note_repository(self, key: tuple[str, str], *, is_public: bool) -> None:
+        ttl = self._config.upstreams[key[0]].grant_ttl.total_seconds()
+        self._is_public[key] = is_public, asyncio.get_running_loop().time() + ttl
+        self._is_public.move_to_end(key)
+        while len(self._is_public) > REPOSITORIES_MAX:
+            self._is_public.popitem(last=False)
 
     def local(self, ref: BlobRef, authorization: str | None) -> Grant | None:
         """A grant that needs nobody to be asked, or None."""
@@ -157,6 +209,7 @@ class Grants:
         ends = asyncio.get_running_loop().time() + ttl
         grant = Grant(True, ends, size)
         self._keep(_key(ref, ANONYMOUS), grant)
+        self._note_repository((ref.upstream, ref.repository), is_public=True)
         return grant
 
     async def require(self, ref: BlobRef, authorization: str | None, kind: str = "blobs") -> Grant:
@@ -280,6 +333,12 @@ class Check(Protocol):
     """Ask an origin whether it would serve content to these credentials: one HEAD."""
 
     async def __call__(self, ref: BlobRef, authorization: str | None, kind: str) -> Checked: ...
+
+
+class Probe(Protocol):
+    """Ask an origin for something without credentials. Raises what `OriginClient.open` raises."""
+
+    async def __call__(self) -> None: ...
 
 
 def _key(ref: BlobRef, identity: str) -> Key:

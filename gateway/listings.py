@@ -84,16 +84,10 @@ class Listings:
             raise Refusal(failure)
 
     async def _ping(self, upstream: str, authorization: str | None) -> Failure | None:
-        opening = self._context.origin(upstream).open(
-            "GET",
-            "/v2/",
-            headers={},
-            authorization=self._context.grants.credential(upstream, authorization),
-            deadline_s=PING_S,
-        )
+        credential = self._context.grants.credential(upstream, authorization)
         try:
-            async with opening:
-                return None
+            await self._context.origin(upstream).ping(credential, PING_S)
+            return None
         except OriginRefused as error:
             return failure_of(error) if error.status == 401 else None
         except PasselError:

@@ -13,10 +13,12 @@ from passel.errors import InputError, OriginRefused, PasselError
 from passel.gateway.blobs import Blobs
 from passel.gateway.connection import Connection
 from passel.gateway.exchange import Exchange, Target, parse_target
+from passel.gateway.grants import CHECK_S
 from passel.gateway.listings import Listings
 from passel.gateway.manifests import Manifests
 from passel.gateway.replies import Failure, Refusal, failure_of
 from passel.ids import BlobRef
+from passel.oci.media import CANONICAL_ACCEPT
 from passel.oci.upstream import Selectors, resolve
 from passel.telemetry.metrics import exposition
 
@@ -151,13 +153,39 @@ class Routes:
         elif asked.kind == "catalog" or choice.upstream is None:
             raise InputError(404, "UNSUPPORTED", "what is cached here is not listed")
         else:
+            await self._with_rights(exchange, choice.upstream, asked)
+
+    async def _with_rights(self, exchange: Exchange, upstream: str, asked: V2Request) -> None:
+        """Hand over, with no more of the client's credentials than the content needs."""
+        assert asked.repository is not None
+        grants, given = self._context.grants, exchange.authorization
+
+        async def probe() -> None:
+            headers = {"Accept": CANONICAL_ACCEPT}
+            async with self._context.origin(upstream).open(
+                "HEAD", asked.path, headers=headers, authorization=None, deadline_s=CHECK_S
+            ):
+                return
+
+        is_known = asked.digest is not None and grants.local(
+            BlobRef(upstream, asked.repository, asked.digest), given
+        )
+        if asked.kind in ("manifest", "blob") and not is_known:
+            exchange.authorization = await grants.needed(upstream, asked.repository, given, probe)
+        try:
             try:
-                await self._content(exchange, choice.upstream, asked)
-            except OriginRefused as error:
-                if error.status == 401 and exchange.authorization is None and asked.repository:
-                    grants = context.grants
-                    grants.heard_challenge(choice.upstream, asked.repository, error)
-                raise
+                await self._content(exchange, upstream, asked)
+            except OriginRefused:
+                if exchange.authorization == given or exchange.connection.started:
+                    raise
+                # Public until a moment ago, or this part of it never was.
+                grants.found_private(upstream, asked.repository)
+                exchange.authorization = given
+                await self._content(exchange, upstream, asked)
+        except OriginRefused as error:
+            if error.status == 401 and exchange.authorization is None:
+                grants.heard_challenge(upstream, asked.repository, error)
+            raise
 
     async def _content(self, exchange: Exchange, upstream: str, asked: V2Request) -> None:
         if asked.kind == "blob":

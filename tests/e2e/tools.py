@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,13 @@ from passel.cli.demo.nydus import NydusImage, build_image
 
 #: Comma-separated programs that must be there: CI sets it to what it has installed.
 REQUIRED = set(filter(None, os.environ.get("PASSEL_REQUIRE", "").split(",")))
-_FOLDERS = [os.environ.get("PASSEL_NYDUS_BIN", ""), "/opt/nydus/bin", "/usr/sbin", "/usr/local/bin"]
+_FOLDERS = [
+    os.environ.get("PASSEL_NYDUS_BIN", ""),
+    os.environ.get("PASSEL_GO_BIN", ""),
+    "/opt/nydus/bin",
+    "/usr/sbin",
+    "/usr/local/bin",
+]
 
 
 def need(program: str) -> str:
@@ -57,31 +65,48 @@ def until(what: Callable[[], Any], timeout_s: float = 20.0, every_s: float = 0.0
 class DockerRegistry:
     """Debian's docker-registry on a free port, with its access log as the count of bytes."""
 
-    _ACCESS = re.compile(r'"(GET|HEAD) (\S+) HTTP/1\.1" (\d+) (\d+) ')
+    _ACCESS = re.compile(r'"(GET|HEAD) (\S+) HTTP/1\.1" (\d+) (\d+) "[^"]*" "([^"]*)"')
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, name: str = "registry", auth: dict[str, Any] | None = None
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "registry.log"
-        config = folder / "registry.yml"
-        config.write_text(
-            "version: 0.1\n"
-            f"storage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
-            f"http: {{addr: 127.0.0.1:{self.port}}}\n"
-        )
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [need("docker-registry"), "serve", str(config)], stdout=output, stderr=output
-            )
-        until(lambda: urllib.request.urlopen(f"{self.url}/v2/", timeout=2).status == 200)
+        self.log = folder / f"{name}.log"
+        self._config = folder / f"{name}.yml"
+        config = {
+            "version": 0.1,
+            "storage": {"filesystem": {"rootdirectory": str(folder / name)}},
+            "http": {"addr": f"127.0.0.1:{self.port}"},
+        }
+        # JSON is YAML.
+        self._config.write_text(json.dumps({**config, **({"auth": auth} if auth else {})}))
+        self.start()
 
-    def push_blob(self, repository: str, path: Path, digest: str) -> None:
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [need("docker-registry"), "serve", str(self._config)], stdout=output, stderr=output
+            )
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(urllib.request.urlopen(f"{self.url}/v2/", timeout=2).status == 200)
+        except urllib.error.HTTPError as error:
+            return error.code == 401
+
+    def push_blob(
+        self, repository: str, path: Path, digest: str, authorization: str | None = None
+    ) -> None:
+        who = {"Authorization": authorization} if authorization else {}
         start = urllib.request.Request(
-            f"{self.url}/v2/{repository}/blobs/uploads/", method="POST", data=b""
+            f"{self.url}/v2/{repository}/blobs/uploads/", method="POST", data=b"", headers=who
         )
         location = urllib.request.urlopen(start, timeout=30).headers["Location"]
         url = f"{location}&digest={digest}"
         headers = {
+            **who,
             "Content-Type": "application/octet-stream",
             "Content-Length": str(path.stat().st_size),
         }
@@ -89,11 +114,37 @@ class DockerRegistry:
             put = urllib.request.Request(url, method="PUT", data=body, headers=headers)
             assert urllib.request.urlopen(put, timeout=120).status == 201
 
+    def push_manifest(
+        self,
+        repository: str,
+        reference: str,
+        body: bytes,
+        media_type: str,
+        authorization: str | None = None,
+    ) -> None:
+        who = {"Authorization": authorization} if authorization else {}
+        put = urllib.request.Request(
+            f"{self.url}/v2/{repository}/manifests/{reference}",
+            method="PUT",
+            data=body,
+            headers={**who, "Content-Type": media_type},
+        )
+        assert urllib.request.urlopen(put, timeout=30).status == 201
+
     def requests(self) -> list[tuple[str, str, int, int]]:
         """(method, path, status, bytes) of every GET and HEAD so far."""
         text = self.log.read_text(errors="replace")
         found = self._ACCESS.findall(text)
-        return [(method, path, int(status), int(size)) for method, path, status, size in found]
+        return [(method, path, int(status), int(size)) for method, path, status, size, _ in found]
+
+    def who_got(self, repository: str) -> set[str]:
+        """The programs (User-Agent up to the slash) that got content of a repository here."""
+        found = self._ACCESS.findall(self.log.read_text(errors="replace"))
+        return {
+            agent.partition("/")[0]
+            for _, path, status, _, agent in found
+            if path.startswith(f"/v2/{repository}/") and status in ("200", "206")
+        }
 
     def blob_bytes(self, digest: str) -> int:
         return sum(

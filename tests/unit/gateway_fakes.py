@@ -153,6 +153,9 @@ class FakeOrigin:
         is_public = repository not in self.private
         yield Answer(200, CIMultiDict(fields), b"" if method == "HEAD" else body, is_public)
 
+    async def ping(self, authorization: str | None, deadline_s: float) -> None:
+        self._enter("GET", "/v2/", authorization)
+
     async def close(self) -> None:
         """Nothing to close."""
 

@@ -158,6 +158,21 @@ class OriginClient:
         async with self.fetch_blob(ref, 0, 1, authorization=authorization) as stream:
             return BlobStat(stream.size, stream.anonymous)
 
+    async def ping(self, authorization: str | None, deadline_s: float) -> None:
+        """GET /v2/ once, and answer no challenge: it is the challenge that is asked for.
+
+        Raises OriginRefused with it. With a token for nothing many registries have none.
+        """
+        try:
+            credential = self._auth.credential(authorization)
+            following = self._follow("GET", "/v2/", {}, credential)
+            response = await asyncio.wait_for(following, deadline_s)
+            (await self._judge(response, anonymous=credential is None)).close()
+        except asyncio.TimeoutError as error:
+            raise OriginTimeout(f"upstream {self._key} did not answer a ping") from error
+        except _Again as again:
+            raise again.error from again
+
     @asynccontextmanager
     async def fetch_blob(
         self, ref: BlobRef, start: int, stop: int | None, *, authorization: str | None

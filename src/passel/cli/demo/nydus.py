@@ -127,6 +127,7 @@ class Nydusd:
         ping: str,
         state: Path | None = None,
         timeout_s: int = 5,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         program = find_program("nydusd")
         if program is None:
@@ -136,7 +137,8 @@ class Nydusd:
         self.cache = folder / "cache"
         self._api = folder / "api.sock"
         config = folder / "nydusd.json"
-        settings = _config(registry, repository, gateway, ping, self.cache, timeout_s)
+        if settings is None:
+            settings = _config(registry, repository, gateway, ping, self.cache, timeout_s)
         config.write_text(json.dumps(settings))
         # A proxy of the environment would be used for the mirror too.
         environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}

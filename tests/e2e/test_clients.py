@@ -1,0 +1,141 @@
+"""Every client against every kind of registry: cold, warm, and with the registry gone.
+
+The cells that are not plain successes, and why, are in `matrix`; docs/clients.md shows the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+from clients import Client, PullFailed, Site, clients
+from conftest import gateway_of
+from matrix import CELLS, EXCEPTIONS, Cell
+from origins import Image, Origins
+from ray_lab import Lab, eventually
+from tools import free_port
+
+from passel.actors import launch
+from passel.actors.words import NAMESPACE
+from passel.config.load import load
+
+pytestmark = pytest.mark.e2e
+
+CLIENTS = clients()
+#: Short, so that what happens after their end is seen.
+TAG_TTL_S = GRANT_TTL_S = 1
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """Two nodes; the clients are on the one that is not the seed."""
+    folder = Path(tempfile.mkdtemp(prefix="pcli"))
+    origins = Origins(folder)
+    lab = Lab(folder, "")
+    site = None
+    try:
+        upstreams = origins.upstreams(tag_ttl=f"{TAG_TTL_S} s", grant_ttl=f"{GRANT_TTL_S} s")
+        more = {"upstreams": upstreams, "default_upstream": "public.test"}
+        lab.add("n1", "a", more)
+        addresses = {kind: f"127.0.0.{11 + i}" for i, kind in enumerate(origins.registries)}
+        dedicated = {f"{ip}:{free_port()}": f"{kind}.test" for kind, ip in addresses.items()}
+        gateway = {
+            "listen": [f"127.0.0.1:{free_port()}"],
+            "health": [f"127.0.0.1:{free_port()}"],
+            "dedicated": dedicated,
+        }
+        lab.add("n2", "a", {**more, "gateway": gateway})
+        assert lab.cluster is not None
+        ray.init(address=lab.cluster.address, namespace=NAMESPACE, log_to_driver=False)
+        launch.start(load(lab.nodes["n1"].folder / "passel.yaml"))
+        for node in lab.nodes.values():
+            eventually(node.health, 60)
+            eventually(lambda n=node: gateway_of(n.folder), 30)
+        note = gateway_of(lab.nodes["n2"].folder)
+        site = Site(
+            folder,
+            origins,
+            note["gateway"],
+            note["health"],
+            {key.removesuffix(".test"): url for url, key in _by_url(note)},
+            lab.nodes["n2"].folder / "passel.yaml",
+        )
+        assert yaml.safe_load(site.config.read_text())["gateway"] == gateway
+        yield site
+    finally:
+        if site is not None:
+            site.stop()
+        lab.stop()
+        origins.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _by_url(note: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
+    return list(note["dedicated"].items())
+
+
+@pytest.fixture(scope="module")
+def images(site: Site) -> dict[Cell, Image]:
+    """An image of its own for every cell, so that every cell has a cold read."""
+    return {
+        cell: site.origins.push(cell.kind, f"app/{cell.client.replace(' ', '-')}") for cell in CELLS
+    }
+
+
+@pytest.fixture(scope="module")
+def down(site: Site, images: dict[Cell, Image]) -> Iterator[None]:
+    """The registries are gone, and grants and tags have run out."""
+    time.sleep(max(TAG_TTL_S, GRANT_TTL_S) + 0.1)
+    site.origins.stop_registries()
+    yield
+    site.origins.start_registries()
+
+
+def check(cell: Cell, phase: str, client: Client, site: Site, image: Image) -> bool:
+    """Pull; True if that went as a pull through the gateway should."""
+    expected = EXCEPTIONS.get((cell.client, cell.kind, phase))
+    private = cell.kind != "public"
+    if expected is None:
+        client.pull(site, cell.kind, image, user=private)
+        return True
+    if expected.fails is not None:
+        with pytest.raises(PullFailed, match=expected.fails):
+            client.pull(site, cell.kind, image, user=private)
+    else:
+        client.pull(site, cell.kind, image, user=private)
+    return False
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_cold(site: Site, images: dict[Cell, Image], cell: Cell) -> None:
+    """The registry sends every blob once, and to nobody but passel."""
+    image, registry = images[cell], site.origins.registries[cell.kind]
+    if not check(cell, "cold", CLIENTS[cell.client], site, image):
+        return
+    assert registry.who_got(image.repository) == {"passel"}
+    for digest in image.layers:
+        assert registry.blob_bytes(digest) == len(image.blobs[digest])
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_warm(site: Site, images: dict[Cell, Image], cell: Cell) -> None:
+    """The registry is asked whether the client may, and for no blob."""
+    image, registry = images[cell], site.origins.registries[cell.kind]
+    before = {digest: registry.blob_bytes(digest) for digest in image.layers}
+    if not check(cell, "warm", CLIENTS[cell.client], site, image):
+        return
+    assert registry.who_got(image.repository) == {"passel"}
+    assert {digest: registry.blob_bytes(digest) for digest in image.layers} == before
+
+
+@pytest.mark.usefixtures("down")
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_origin_down(site: Site, images: dict[Cell, Image], cell: Cell) -> None:
+    """Whoever could read it before can read it now."""
+    check(cell, "down", CLIENTS[cell.client], site, images[cell])
