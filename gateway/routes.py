@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Clients send some ten to twenty.
-HEADER_LINES_MAX = 128
-
 _USE_HTTP = (
     "this proxy does not tunnel: CONNECT would hide what is asked for."
     " Tell the client to speak plain HTTP to it (nydusd: `use_http: true`)"
@@ -98,9 +95,6 @@ class Routes:
             )
         if request.method not in ("GET", "HEAD"):
             raise Refusal(_not_allowed(_PUSH))
-        if len(request.headers) > HEADER_LINES_MAX:
-            text = f"more than {HEADER_LINES_MAX} header lines"
-            raise Refusal(Failure(431, "UNSUPPORTED", text, close=True))
         if request.body_exists:
             raise Refusal(Failure(400, "UNSUPPORTED", "GET and HEAD have no body", close=True))
         exchange.target = parse_target(request.raw_path)

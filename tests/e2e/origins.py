@@ -59,7 +59,8 @@ class TokenServer:
         self._lock = threading.Lock()
         handler = type("Handler", (_TokenHandler,), {"tokens": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.realm = f"http://127.0.0.1:{self._server.server_address[1]}/token"
+        # By name: crane asks for no token at a private address.
+        self.realm = f"http://localhost:{self._server.server_address[1]}/token"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def auth(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class Origins:
         self.registries = {
             "public": DockerRegistry(folder, "public"),
             "basic": DockerRegistry(folder, "basic", htpasswd),
-            "bearer": DockerRegistry(folder, "bearer", self.tokens.auth()),
+            "bearer": DockerRegistry(folder, "bearer", self.tokens.auth(), "localhost"),
         }
 
     def upstreams(self, **more: Any) -> dict[str, Any]:

@@ -5,9 +5,11 @@ The cells that are not plain successes, and why, are in `matrix`; docs/clients.m
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import yaml
 from clients import Client, PullFailed, Site, clients
 from conftest import gateway_of
 from matrix import CELLS, EXCEPTIONS, Cell
-from origins import Image, Origins
+from origins import BASIC, PASSWORD, Image, Origins
 from ray_lab import Lab, eventually
 from tools import free_port
 
@@ -28,6 +30,11 @@ from passel.config.load import load
 pytestmark = pytest.mark.e2e
 
 CLIENTS = clients()
+#: In the clients' own words.
+REFUSED = (
+    "(?i)401|unauthorized|authentication required|authorization failed|no basic auth credentials"
+    "|insufficient_scope"
+)
 #: Short, so that what happens after their end is seen.
 TAG_TTL_S = GRANT_TTL_S = 1
 
@@ -134,8 +141,42 @@ def test_warm(site: Site, images: dict[Cell, Image], cell: Cell) -> None:
     assert {digest: registry.blob_bytes(digest) for digest in image.layers} == before
 
 
+@pytest.mark.parametrize("kind", ["basic", "bearer"])
+@pytest.mark.parametrize(
+    "name", ["containerd 1", "containerd 2", "podman", "skopeo", "crane", "curl", "nydusd host"]
+)
+def test_nobody_inherits_the_right_to_read(
+    site: Site, images: dict[Cell, Image], name: str, kind: str
+) -> None:
+    """The image is here, somebody with rights has pulled it: the next one is told why not."""
+    image, registry = images[Cell(name, kind)], site.origins.registries[kind]
+    before = {digest: registry.blob_bytes(digest) for digest in image.layers}
+    with pytest.raises(PullFailed, match=REFUSED):
+        CLIENTS[name].pull(site, kind, image, user=False)
+    assert {digest: registry.blob_bytes(digest) for digest in image.layers} == before
+
+
 @pytest.mark.usefixtures("down")
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_origin_down(site: Site, images: dict[Cell, Image], cell: Cell) -> None:
     """Whoever could read it before can read it now."""
     check(cell, "down", CLIENTS[cell.client], site, images[cell])
+
+
+def test_no_secret_was_written(site: Site) -> None:
+    """Last, after everything: passwords and tokens are in no file, log or metric of passel's."""
+    tokens = [token.rpartition(".")[2] for token in site.origins.tokens.tokens]
+    assert len(tokens) > 20
+    secrets = [PASSWORD, BASIC.removeprefix("Basic "), *tokens]
+    pattern = re.compile(b"|".join(re.escape(secret.encode()) for secret in secrets))
+    assert pattern.search(f"Authorization: {BASIC}".encode())
+    session = Path(ray.get_runtime_context().get_session_dir())
+    folders = [site.folder / "n1", site.folder / "n2", session / "logs"]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert {"gateway.json", "passel.yaml"} <= {path.name for path in files}
+    assert any("passel" in path.read_text(errors="replace") for path in session.rglob("*.err"))
+    for path in files:
+        assert not pattern.search(path.read_bytes()), path
+    metrics = urllib.request.urlopen(f"{site.gateway}/metrics", timeout=10).read()
+    assert b"passel_gateway_requests_total" in metrics
+    assert not pattern.search(metrics)

@@ -68,10 +68,14 @@ class DockerRegistry:
     _ACCESS = re.compile(r'"(GET|HEAD) (\S+) HTTP/1\.1" (\d+) (\d+) "[^"]*" "([^"]*)"')
 
     def __init__(
-        self, folder: Path, name: str = "registry", auth: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        name: str = "registry",
+        auth: dict[str, Any] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self.log = folder / f"{name}.log"
         self._config = folder / f"{name}.yml"
         config = {

@@ -140,6 +140,10 @@ class FakeOrigin:
         if path == "/v2/":
             yield Answer(200, CIMultiDict(), b"{}")
             return
+        repository, is_blob, reference = bare.rpartition("/blobs/")
+        if is_blob and (repository, reference) in self.blobs:
+            yield Answer(200, CIMultiDict(), b"", repository not in self.private)
+            return
         repository, _, reference = bare.rpartition("/manifests/")
         if (repository, reference) not in self.manifests:
             raise OriginRefused(404, {})
@@ -222,10 +226,13 @@ class FakeDoor:
         if self.plan == "busy":
             return web.Response(status=503)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
         self.open_reads += 1
         try:
+            await response.prepare(request)
             await self._play(response, asked)
+        except ConnectionError:
+            # The gateway has hung up.
+            pass
         finally:
             self.open_reads -= 1
         return response
