@@ -101,7 +101,7 @@ class Containerd:
         self._socket: Path | None = None
 
     def version(self) -> str:
-        return run([need(self._ctr), "--version"]).split()[2].removeprefix("v").split("~")[0]
+        return run([need(self._ctr), "--version"]).split()[2].split("~")[0].split("+")[0]
 
     def _start(self, site: Site) -> Path:
         if self._socket is None:

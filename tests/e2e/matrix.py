@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 KINDS = ("public", "basic", "bearer")
 PHASES = ("cold", "warm", "down")
-CLIENTS = (
-    "containerd 1",
-    "containerd 2",
-    "podman",
-    "buildah",
-    "skopeo",
-    "skopeo prefix",
-    "crane",
-    "curl",
-    "nydusd mirror",
-    "nydusd proxy",
-    "nydusd host",
-)
+#: Name -> what it is in the table: program, version in CI, how it finds the gateway.
+CLIENTS: dict[str, tuple[str, str, str]] = {
+    "containerd 1": ("containerd", "1.6.20", "hosts.toml"),
+    "containerd 2": ("containerd", "2.4.2", "hosts.toml, parallel ranged fetch"),
+    "podman": ("podman", "4.3.1", "mirror, own listener"),
+    "buildah": ("buildah", "1.28.2", "mirror, own listener"),
+    "skopeo": ("skopeo", "1.9.3", "mirror, own listener"),
+    "skopeo prefix": ("skopeo", "1.9.3", "mirror, name in the path"),
+    "crane": ("crane", "0.22.1", "the gateway as registry, own listener"),
+    "curl": ("curl", "7.88.1", "name in the path"),
+    "nydusd mirror": ("nydusd", "2.2.0", "`mirrors`"),
+    "nydusd proxy": ("nydusd", "2.2.0", "`proxy`"),
+    "nydusd host": ("nydusd", "2.2.0", "host rewritten, own listener"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,25 @@ EXCEPTIONS: dict[tuple[str, str, str], Exception_] = {
     ("nydusd mirror", "basic", "down"): _AWAY,
     ("nydusd mirror", "bearer", "down"): _AWAY,
 }
+
+
+def table() -> str:
+    """The table of docs/clients.md, in Markdown, with its notes."""
+    notes: list[str] = []
+    lines = [
+        "| client | version | how | registry | cold | warm | origin down |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in CELLS:
+        row = [*CLIENTS[cell.client], cell.kind]
+        for phase in PHASES:
+            found = EXCEPTIONS.get((cell.client, cell.kind, phase))
+            if found is None:
+                row.append("yes")
+                continue
+            if found.why not in notes:
+                notes.append(found.why)
+            row.append(f"{found.mark} [{notes.index(found.why) + 1}]")
+        lines.append(f"| {' | '.join(row)} |")
+    lines += ["", *(f"[{i + 1}] {why}." for i, why in enumerate(notes))]
+    return "\n".join(lines) + "\n"

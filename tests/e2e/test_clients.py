@@ -5,6 +5,7 @@ The cells that are not plain successes, and why, are in `matrix`; docs/clients.m
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -19,9 +20,10 @@ import yaml
 from clients import Client, PullFailed, Site, clients
 from conftest import gateway_of
 from matrix import CELLS, EXCEPTIONS, Cell
+from matrix import CLIENTS as TABLE
 from origins import BASIC, PASSWORD, Image, Origins
 from ray_lab import Lab, eventually
-from tools import free_port
+from tools import REQUIRED, free_port
 
 from passel.actors import launch
 from passel.actors.words import NAMESPACE
@@ -48,7 +50,11 @@ def site() -> Iterator[Site]:
     site = None
     try:
         upstreams = origins.upstreams(tag_ttl=f"{TAG_TTL_S} s", grant_ttl=f"{GRANT_TTL_S} s")
-        more = {"upstreams": upstreams, "default_upstream": "public.test"}
+        more = {
+            "upstreams": upstreams,
+            "default_upstream": "public.test",
+            "logging": {"level": "debug"},
+        }
         lab.add("n1", "a", more)
         addresses = {kind: f"127.0.0.{11 + i}" for i, kind in enumerate(origins.registries)}
         dedicated = {f"{ip}:{free_port()}": f"{kind}.test" for kind, ip in addresses.items()}
@@ -74,6 +80,7 @@ def site() -> Iterator[Site]:
             lab.nodes["n2"].folder / "passel.yaml",
         )
         assert yaml.safe_load(site.config.read_text())["gateway"] == gateway
+        eventually(lambda: _is_joined(site), 60)
         yield site
     finally:
         if site is not None:
@@ -81,6 +88,14 @@ def site() -> Iterator[Site]:
         lab.stop()
         origins.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_joined(site: Site) -> bool:
+    """Whether reads go through the seed: a node that has no shard yet goes to the origin itself."""
+    image = site.origins.push("public", f"warm-up/{os.urandom(4).hex()}", 1000)
+    url = f"{site.gateway}/v2/{image.repository}/blobs/{image.largest}"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.headers["X-Passel-Source"] in ("seed", "peer")
 
 
 def _by_url(note: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
@@ -117,6 +132,14 @@ def check(cell: Cell, phase: str, client: Client, site: Site, image: Image) -> b
     else:
         client.pull(site, cell.kind, image, user=private)
     return False
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_versions_are_those_of_the_table(name: str) -> None:
+    version = CLIENTS[name].version()
+    if not REQUIRED:
+        pytest.skip(f"{name} {version}: the table is about the versions in CI")
+    assert version == TABLE[name][1]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -170,11 +193,13 @@ def test_no_secret_was_written(site: Site) -> None:
     secrets = [PASSWORD, BASIC.removeprefix("Basic "), *tokens]
     pattern = re.compile(b"|".join(re.escape(secret.encode()) for secret in secrets))
     assert pattern.search(f"Authorization: {BASIC}".encode())
-    session = Path(ray.get_runtime_context().get_session_dir())
+    context = ray.get_runtime_context()
+    session = Path(context.get_temp_dir()) / context.get_session_name()
     folders = [site.folder / "n1", site.folder / "n2", session / "logs"]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert {"gateway.json", "passel.yaml"} <= {path.name for path in files}
-    assert any("passel" in path.read_text(errors="replace") for path in session.rglob("*.err"))
+    assert {"gateway.json", "gateway.log"} <= {path.name for path in files}
+    logs = [path.read_bytes() for path in files if path.suffix in (".log", ".err")]
+    assert any(b" debug passel." in log for log in logs)
     for path in files:
         assert not pattern.search(path.read_bytes()), path
     metrics = urllib.request.urlopen(f"{site.gateway}/metrics", timeout=10).read()

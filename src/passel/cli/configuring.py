@@ -89,7 +89,7 @@ def _run(
         changes = []
         for edit in plan.edits:
             before = _read(edit.path)
-            after = edit.take(before) if mode.undo else edit.put(before)
+            after = _undone(edit, before) if mode.undo else edit.put(before)
             changes.append((edit, before, after))
         changed = [each for each in changes if each[1] != each[2]]
         if mode.write or (mode.undo and not mode.dry_run):
@@ -105,6 +105,14 @@ def _read(path: Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _undone(edit: Edit, text: str | None) -> str | None:
+    """The copy, if nobody has changed the file since; else the file of today without passel."""
+    backup = _read(edit.path.with_name(edit.path.name + BACKUP))
+    if backup is not None and edit.put(backup) == text:
+        return backup
+    return edit.take(text)
 
 
 def _replace(edit: Edit, before: str | None, after: str | None, *, undo: bool) -> None:
