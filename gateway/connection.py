@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from passel.gateway.hotpath import LONGEST_REPEAT, SMALL, PinnedFile, Template, Transfer
+from passel.gateway.hotpath import LONGEST_REPEAT, SMALL, Answer, PinnedFile, Template, Transfer
 from passel.gateway.replies import failure_bytes
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Connection(RequestHandler):
             )
             self.force_close()
 
-    def _repeat(self, template: Template, data: bytes) -> bool:
+    def _repeat(self, template: Template | Answer, data: bytes) -> bool:
         """Answer a head that a template matches; False leaves it to the ordinary path."""
         transport = self.transport
         if transport is None or self._close or self._force_close:
@@ -169,6 +169,8 @@ class Connection(RequestHandler):
             # The ordinary path says goodbye.
             return False
         now = self.loop.time()
+        if isinstance(template, Answer):
+            return self._repeat_answer(template, data, now)
         span = template.match(data)
         if span is None or now > template.expires or transport.get_write_buffer_size():
             return False
@@ -192,6 +194,18 @@ class Connection(RequestHandler):
         self.n_requests += 1
         server.repeats += 1
         server.repeat_bytes += count
+        self.last_active = now
+        return True
+
+    def _repeat_answer(self, template: Answer, data: bytes, now: float) -> bool:
+        transport = self.transport
+        if transport is None or data != template.raw or now > template.expires:
+            return False
+        if transport.get_write_buffer_size():
+            return False
+        transport.write(template.answer)
+        self.n_requests += 1
+        self.server.answer_repeats += 1
         self.last_active = now
         return True
 
@@ -259,6 +273,12 @@ class Connection(RequestHandler):
             span = None if digits is None else digits.span(1)
             template = Template(raw, span, file, size, head, expires)
             self.server.keep_template(raw[: raw.find(b"\r\n")], template)
+
+    def remember_answer(self, answer: bytes, expires: float) -> None:
+        """Give the same bytes to the same head, without its handler, until `expires`."""
+        raw = self._head
+        if raw is not None and len(raw) <= LONGEST_HEAD and len(answer) <= SMALL:
+            self.server.keep_template(raw[: raw.find(b"\r\n")], Answer(raw, answer, expires))
 
     @property
     def is_used_up(self) -> bool:
@@ -343,10 +363,12 @@ class Server(web.Server):
         self.is_full = is_full
         self.requests_max = requests_max
         #: By request line. A listener has its own: the same head means another upstream elsewhere.
-        self.templates: dict[bytes, Template] = {}
+        self.templates: dict[bytes, Template | Answer] = {}
         #: Requests answered by templates and their bytes, since they were last counted.
         self.repeats = 0
         self.repeat_bytes = 0
+        #: The same for those answered from memory, which are manifests.
+        self.answer_repeats = 0
 
     def __call__(self) -> Connection:
         return Connection(self, self._loop, **self._kwargs)
@@ -356,10 +378,10 @@ class Server(web.Server):
         """Clients connected now."""
         return len(self._connections)
 
-    def take_counts(self) -> tuple[int, int]:
-        """Requests and bytes answered by templates since the last call."""
-        counts = self.repeats, self.repeat_bytes
-        self.repeats = self.repeat_bytes = 0
+    def take_counts(self) -> tuple[int, int, int]:
+        """Blob requests, their bytes, and manifest requests answered by templates since lately."""
+        counts = self.repeats, self.repeat_bytes, self.answer_repeats
+        self.repeats = self.repeat_bytes = self.answer_repeats = 0
         return counts
 
     def retire(self) -> int:
@@ -378,7 +400,7 @@ class Server(web.Server):
             assert isinstance(connection, Connection)
             connection.abort()
 
-    def keep_template(self, line: bytes, template: Template) -> None:
+    def keep_template(self, line: bytes, template: Template | Answer) -> None:
         """Remember a template; the table is bounded, and all in it is cheap to make again."""
         if len(self.templates) >= MAX_TEMPLATES and line not in self.templates:
             self.templates.clear()

@@ -190,8 +190,9 @@ class Context:
     def refresh_metrics(self) -> None:
         """Bring in what the connections counted for themselves."""
         for server in self.servers:
-            repeats, n_bytes = server.take_counts()
-            self.metrics.requests.labels("blob", "2xx").inc(repeats)
+            blobs, n_bytes, manifests = server.take_counts()
+            self.metrics.requests.labels("blob", "2xx").inc(blobs)
+            self.metrics.requests.labels("manifest", "2xx").inc(manifests)
             self.metrics.bytes.labels("local").inc(n_bytes)
         self.metrics.connections.set(self.n_connections())
         self.metrics.peer_up.set(self.door.is_up)

@@ -81,6 +81,17 @@ class Template:
         return self.head % (stop - start, start, stop - 1)
 
 
+class Answer:
+    """A head that was answered with bytes in memory: the same head gets the same bytes."""
+
+    __slots__ = ("answer", "expires", "raw")
+
+    def __init__(self, raw: bytes, answer: bytes, expires: float) -> None:
+        self.raw = raw
+        self.answer = answer
+        self.expires = expires
+
+
 class Transfer:
     """A sendfile that did not fit into the socket buffer at once; goes on as the client reads."""
 

@@ -56,6 +56,8 @@ TAGS_MAX = 4096
 ORIGIN_S = 20.0
 #: The same while there is an older answer to fall back on.
 REVALIDATE_S = 4.0
+#: For how long repeats of a request are answered without looking at grants and tags again.
+REPEAT_S = 5.0
 #: How old a tag may be that is served because the origin cannot be asked.
 STALE_MAX_S = 24 * 3600.0
 #: Their digest is not that of their bytes: handed through, never kept.
@@ -312,7 +314,25 @@ class Manifests:
                 status, body = 206, body[start:stop]
         fields.append(("Content-Length", str(len(body))))
         lead = exchange.head(status, fields)
-        await exchange.connection.write(lead if exchange.is_head else lead + body)
+        answer = lead if exchange.is_head else lead + body
+        await exchange.connection.write(answer)
+        if exchange.keep and not is_stale and self._may_repeat(exchange, upstream):
+            expires = asyncio.get_running_loop().time() + REPEAT_S
+            until = min(expires, found.grant.ends, self._fresh_until(upstream, request))
+            exchange.connection.remember_answer(answer, until)
+
+    def _may_repeat(self, exchange: Exchange, upstream: str) -> bool:
+        policy = self._context.config.upstreams[upstream].read_policy
+        return policy != "always" and exchange.header("Cache-Control") is None
+
+    def _fresh_until(self, upstream: str, request: V2Request) -> float:
+        """When what this request means has to be looked up again."""
+        if request.tag is None:
+            return float("inf")
+        assert request.repository is not None
+        tag = self._tags.get((upstream, request.repository, request.tag))
+        ttl = self._context.config.upstreams[upstream].tag_ttl.total_seconds()
+        return 0.0 if tag is None else tag.checked_at + ttl
 
     async def _bypass(self, exchange: Exchange, upstream: str, request: V2Request) -> None:
         """Ask the origin in the client's own words, and keep nothing of the answer."""

@@ -171,6 +171,36 @@ async def test_wrong_digest_is_502(tmp_path: Path) -> None:
         assert (await w.get(f"/v2/app/manifests/{digest}"))[0] == 502
 
 
+async def test_repeats_end_with_the_tag_and_with_the_grant(tmp_path: Path) -> None:
+    config = config_for(tmp_path, tag_ttl="300 ms", grant_ttl="10 min")
+    async with world(tmp_path, config) as w:
+        old, new = manifest("a"), manifest("b")
+        digest = publish(w, old)
+        server = w.context.servers[0]
+        for path in ("/v2/app/manifests/v1", f"/v2/app/manifests/{digest}"):
+            before = server.answer_repeats
+            for method in ("GET", "HEAD", "GET"):
+                answers = [await w.get(path, method) for _ in range(3)]
+                assert {body for _, _, body in answers} == {old if method == "GET" else b""}
+                assert {answer[1]["Content-Length"] for answer in answers} == {str(len(old))}
+            assert server.answer_repeats - before == 7
+        # Other words are another question.
+        assert (await w.get(path, If_None_Match=f'"{digest}"'))[0] == 304
+        assert (await w.get(path, Accept="text/plain"))[1]["X-Passel-Source"] == "origin"
+        publish(w, new)
+        await asyncio.sleep(0.35)
+        assert (await w.get("/v2/app/manifests/v1"))[2] == new
+        # And what one may read, another may not.
+        w.origin.private["app"] = ALICE
+        w.context.grants._grants.clear()
+        w.context.grants._is_public.clear()
+        server.templates.clear()
+        for _ in range(3):
+            assert (await w.get(path, Authorization=ALICE))[2] == old
+            assert (await w.get(path, Authorization=ALICE + "x"))[0] == 401
+            assert (await w.get(path))[0] == 401
+
+
 async def test_sizes_are_learned(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         publish(w, manifest())

@@ -21,8 +21,10 @@ from passel.transport.origin_net import is_allowed
 
 NAMES = {
     "registry.test": "127.0.0.1",
-    "auth.registry.test": "127.0.0.3",
+    "auth.registry.test": "127.0.0.2",
     "inside.test": "127.0.0.2",
+    "tokens.registry.test": "127.0.0.1",
+    "elsewhere.example": "127.0.0.1",
 }
 
 
@@ -57,8 +59,8 @@ class Victim:
         writer.close()
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[Victim]:
-        server = await asyncio.start_server(self._accept, "127.0.0.2", 0)
+    async def listening(self, address: str = "127.0.0.2") -> AsyncIterator[Victim]:
+        server = await asyncio.start_server(self._accept, address, 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -165,12 +167,59 @@ async def test_a_realm_on_the_inside_gets_no_request(realm: str) -> None:
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
             return web.Response(status=401, headers={"WWW-Authenticate": challenge})
 
-        NAMES["auth.registry.test"] = "127.0.0.2"
         async with origin(answer) as client:
             for credential in (None, "Basic dTpw"):
                 with pytest.raises((OriginNonsense, OriginRefused)):
                     await ask(client, credential)
         assert victim.touched == 0
+
+
+@pytest.mark.parametrize(
+    ("realm", "touched"),
+    [
+        # Another domain, and the own one without TLS: not even asked.
+        ("https://elsewhere.example:{port}/token", False),
+        ("http://elsewhere.example:{port}/token", False),
+        ("http://tokens.registry.test:{port}/token", False),
+        ("http://registry.test:{port}/token", True),
+        ("https://tokens.registry.test:{port}/token", True),
+    ],
+)
+async def test_a_realm_is_of_the_upstreams_own_domain_and_behind_tls(
+    realm: str, touched: bool
+) -> None:
+    async with Victim().listening("127.0.0.1") as server:
+        challenge = f'Bearer realm="{realm.format(port=server.port)}",service="s"'
+
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+        async with origin(answer) as client:
+            with pytest.raises(PasselError):
+                await ask(client, "Basic dTpw")
+        assert (server.touched > 0) == touched
+
+
+async def test_a_redirect_from_https_to_http_is_not_followed() -> None:
+    config = UpstreamConfig(api="https://registry.test", networks=("127.0.0.1/32",))
+    client = OriginClient("lab", config, cluster="here", backoff_s=0.001)
+    asked: list[str] = []
+
+    class Redirect:
+        status = 307
+        headers = {"Location": "http://registry.test/elsewhere"}
+
+        def close(self) -> None:
+            """Nothing to close."""
+
+    async def send(method: str, url: Any, headers: Any) -> Any:
+        asked.append(str(url))
+        return Redirect()
+
+    client._send = send  # type: ignore[method-assign]
+    with pytest.raises(OriginNonsense, match="https to http"):
+        await ask(client)
+    assert asked == ["https://registry.test/v2/a/blobs/x"]
 
 
 def test_metadata_services_cannot_even_be_configured() -> None:
