@@ -14,6 +14,7 @@ CLIENTS: dict[str, tuple[str, str, str]] = {
     "buildah": ("buildah", "1.28.2", "mirror, own listener"),
     "skopeo": ("skopeo", "1.9.3", "mirror, own listener"),
     "skopeo prefix": ("skopeo", "1.9.3", "mirror, name in the path"),
+    "docker": ("docker", "20.10.24", "`registry-mirrors`, own listener"),
     "crane": ("crane", "0.22.1", "the gateway as registry, own listener"),
     "curl": ("curl", "7.88.1", "name in the path"),
     "nydusd mirror": ("nydusd", "2.2.0", "`mirrors`"),

@@ -166,7 +166,8 @@ def test_warm(site: Site, images: dict[Cell, Image], cell: Cell) -> None:
 
 @pytest.mark.parametrize("kind", ["basic", "bearer"])
 @pytest.mark.parametrize(
-    "name", ["containerd 1", "containerd 2", "podman", "skopeo", "crane", "curl", "nydusd host"]
+    "name",
+    ["containerd 1", "containerd 2", "podman", "skopeo", "docker", "crane", "curl", "nydusd host"],
 )
 def test_nobody_inherits_the_right_to_read(
     site: Site, images: dict[Cell, Image], name: str, kind: str
