@@ -13,17 +13,18 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import ray
 import yaml
-from clients import Client, PullFailed, Site, clients
+from clients import Client, PullFailed, Site, clients, run
 from conftest import gateway_of
 from matrix import CELLS, EXCEPTIONS, Cell
 from matrix import CLIENTS as TABLE
 from origins import BASIC, PASSWORD, Image, Origins
 from ray_lab import Lab, eventually
-from tools import REQUIRED, free_port
+from tools import REQUIRED, free_port, need
 
 from passel.actors import launch
 from passel.actors.words import NAMESPACE
@@ -178,6 +179,39 @@ def test_nobody_inherits_the_right_to_read(
     with pytest.raises(PullFailed, match=REFUSED):
         CLIENTS[name].pull(site, kind, image, user=False)
     assert {digest: registry.blob_bytes(digest) for digest in image.layers} == before
+
+
+def test_conformance(site: Site) -> None:
+    """The pull half of the OCI distribution specification's own suite.
+
+    It looks for Docker-Content-Digest only where it has pushed: tests/unit does that.
+    """
+    program = need("conformance")
+    image = site.origins.push("public", "app/conformance")
+    index = list(image.blobs)[-1]
+    results = site.folder / "conformance"
+    said = run(
+        [program],
+        OCI_REGISTRY=site.dedicated["public"].partition("://")[2],
+        OCI_TLS="disabled",
+        OCI_REPO1=image.repository,
+        OCI_RESULTS_DIR=str(results),
+        OCI_VERSION="1.1",
+        OCI_API_PUSH="false",
+        OCI_API_BLOBS_DELETE="false",
+        OCI_API_MANIFESTS_DELETE="false",
+        OCI_API_TAGS_DELETE="false",
+        # Debian's docker-registry has no referrers.
+        OCI_API_REFERRER="false",
+        OCI_RO_DATA_TAGS="v1",
+        OCI_RO_DATA_MANIFESTS=f"{image.manifest} {index}",
+        OCI_RO_DATA_BLOBS=" ".join(image.layers),
+    )
+    report = ElementTree.parse(results / "junit.xml").getroot()
+    cases = list(report.iter("testcase"))
+    assert len([case for case in cases if case.find("skipped") is None]) > 10, said
+    failed = [each.get("name") for each in cases if each.find("failure") is not None]
+    assert not failed, said
 
 
 @pytest.mark.usefixtures("down")
