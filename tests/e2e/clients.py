@@ -371,6 +371,8 @@ class NydusClient:
         while reader.poll() is None:
             if log.read_text().count("Read from backend failed") > 1:
                 reader.kill()
+                # It would not end before its last retry.
+                daemon._process.kill()
                 daemon.stop()
                 reader.wait(10)
                 raise PullFailed(log.read_text())

@@ -5,24 +5,26 @@ The cells that are not plain successes, and why, are in `matrix`; docs/clients.m
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import ray
 import yaml
-from clients import Client, PullFailed, Site, clients, run
+from clients import Client, PullFailed, Site, clients
 from conftest import gateway_of
 from matrix import CELLS, EXCEPTIONS, Cell
 from matrix import CLIENTS as TABLE
-from origins import BASIC, PASSWORD, Image, Origins
+from origins import BASIC, MANIFEST, PASSWORD, Image, Origins
 from ray_lab import Lab, eventually
 from tools import REQUIRED, free_port, need
 
@@ -36,7 +38,7 @@ CLIENTS = clients()
 #: In the clients' own words.
 REFUSED = (
     "(?i)401|unauthorized|authentication required|authorization failed|no basic auth credentials"
-    "|insufficient_scope"
+    "|insufficient_scope|invalid auth config"
 )
 #: Short, so that what happens after their end is seen.
 TAG_TTL_S = GRANT_TTL_S = 1
@@ -181,6 +183,38 @@ def test_nobody_inherits_the_right_to_read(
     assert {digest: registry.blob_bytes(digest) for digest in image.layers} == before
 
 
+def test_a_token_for_another_repository_is_none_here(site: Site, images: dict[Cell, Image]) -> None:
+    image = images[Cell("curl", "bearer")]
+    access = {"type": "repository", "name": "app/another", "actions": ["pull"]}
+    token = site.origins.tokens.mint([access], "alice")
+    for path in ("manifests/v1", f"blobs/{image.largest}"):
+        url = f"{site.gateway}/v2/bearer.test/{image.repository}/{path}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        assert caught.value.code == 401
+        assert "insufficient_scope" in caught.value.headers["WWW-Authenticate"]
+        caught.value.close()
+
+
+def test_tags_page_by_page(site: Site) -> None:
+    repository, registry = "app/tags", site.origins.registries["basic"]
+    image = site.origins.push("basic", repository, 1000)
+    for i in range(2, 6):
+        body = image.blobs[image.manifest]
+        registry.push_manifest(repository, f"v{i}", body, MANIFEST, BASIC)
+    tags: list[str] = []
+    path = f"/v2/basic.test/{repository}/tags/list?n=2"
+    while path:
+        request = urllib.request.Request(site.gateway + path, headers={"Authorization": BASIC})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            tags += json.loads(answer.read())["tags"]
+            link = answer.headers["Link"]
+        path = "" if link is None else link.partition("<")[2].partition(">")[0]
+        assert not path or path.startswith(f"/v2/basic.test/{repository}/tags/list?")
+    assert tags == ["v1", "v2", "v3", "v4", "v5"]
+
+
 def test_conformance(site: Site) -> None:
     """The pull half of the OCI distribution specification's own suite.
 
@@ -189,29 +223,32 @@ def test_conformance(site: Site) -> None:
     program = need("conformance")
     image = site.origins.push("public", "app/conformance")
     index = list(image.blobs)[-1]
-    results = site.folder / "conformance"
-    said = run(
-        [program],
-        OCI_REGISTRY=site.dedicated["public"].partition("://")[2],
-        OCI_TLS="disabled",
-        OCI_REPO1=image.repository,
-        OCI_RESULTS_DIR=str(results),
-        OCI_VERSION="1.1",
-        OCI_API_PUSH="false",
-        OCI_API_BLOBS_DELETE="false",
-        OCI_API_MANIFESTS_DELETE="false",
-        OCI_API_TAGS_DELETE="false",
+    settings = {
+        "OCI_REGISTRY": site.dedicated["public"].partition("://")[2],
+        "OCI_TLS": "disabled",
+        "OCI_REPO1": image.repository,
+        "OCI_RESULTS_DIR": str(site.folder / "conformance"),
+        "OCI_VERSION": "1.1",
+        "OCI_API_PUSH": "false",
+        "OCI_API_BLOBS_DELETE": "false",
+        "OCI_API_MANIFESTS_DELETE": "false",
+        "OCI_API_TAGS_DELETE": "false",
         # Debian's docker-registry has no referrers.
-        OCI_API_REFERRER="false",
-        OCI_RO_DATA_TAGS="v1",
-        OCI_RO_DATA_MANIFESTS=f"{image.manifest} {index}",
-        OCI_RO_DATA_BLOBS=" ".join(image.layers),
-    )
-    report = ElementTree.parse(results / "junit.xml").getroot()
-    cases = list(report.iter("testcase"))
-    assert len([case for case in cases if case.find("skipped") is None]) > 10, said
-    failed = [each.get("name") for each in cases if each.find("failure") is not None]
-    assert not failed, said
+        "OCI_API_REFERRER": "false",
+        "OCI_RO_DATA_TAGS": "v1",
+        "OCI_RO_DATA_MANIFESTS": f"{image.manifest} {index}",
+        "OCI_RO_DATA_BLOBS": " ".join(image.layers),
+    }
+    # Its exit status says nothing: without pushes it breaks after its report, at the files of it.
+    said = subprocess.run(
+        [program], env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    ).stdout
+    results = re.findall(r"^ *OCI Conformance Test(\S*): (\w+)$", said, re.MULTILINE)
+    assert ("", "Pass") in results, said
+    assert {status for _, status in results} == {"Pass", "Disabled"}, said
+    passed = {name.rpartition("/")[2] for name, status in results if status == "Pass"}
+    assert {"ping", "tag-list", "manifest-head-by-tag", "blob-head", "blob-get"} <= passed, said
+    assert {"manifest-by-tag", "manifest-by-digest"} <= passed, said
 
 
 @pytest.mark.usefixtures("down")
@@ -223,11 +260,16 @@ def test_origin_down(site: Site, images: dict[Cell, Image], cell: Cell) -> None:
 
 def test_no_secret_was_written(site: Site) -> None:
     """Last, after everything: passwords and tokens are in no file, log or metric of passel's."""
-    tokens = [token.rpartition(".")[2] for token in site.origins.tokens.tokens]
+    tokens = {token.rpartition(".")[2].encode() for token in site.origins.tokens.tokens}
     assert len(tokens) > 20
-    secrets = [PASSWORD, BASIC.removeprefix("Basic "), *tokens]
-    pattern = re.compile(b"|".join(re.escape(secret.encode()) for secret in secrets))
-    assert pattern.search(f"Authorization: {BASIC}".encode())
+    words = re.compile(rb"[A-Za-z0-9_-]{100,}")
+    basic = BASIC.removeprefix("Basic ").encode()
+
+    def planted_in(data: bytes) -> bool:
+        return PASSWORD.encode() in data or basic in data or bool(tokens & {*words.findall(data)})
+
+    assert planted_in(f"Authorization: {BASIC}".encode())
+    assert planted_in(f"Bearer {site.origins.tokens.tokens[3]}\n".encode())
     context = ray.get_runtime_context()
     session = Path(context.get_temp_dir()) / context.get_session_name()
     folders = [site.folder / "n1", site.folder / "n2", session / "logs"]
@@ -236,7 +278,7 @@ def test_no_secret_was_written(site: Site) -> None:
     logs = [path.read_bytes() for path in files if path.suffix in (".log", ".err")]
     assert any(b" debug passel." in log for log in logs)
     for path in files:
-        assert not pattern.search(path.read_bytes()), path
+        assert not planted_in(path.read_bytes()), path
     metrics = urllib.request.urlopen(f"{site.gateway}/metrics", timeout=10).read()
     assert b"passel_gateway_requests_total" in metrics
-    assert not pattern.search(metrics)
+    assert not planted_in(metrics)

@@ -55,6 +55,25 @@ async def test_a_grant_saves_the_question(tmp_path: Path) -> None:
         assert [who for _, _, who in w.origin.calls] == [None, ALICE, BOB]
 
 
+async def test_a_right_that_was_taken_away_ends_with_its_grant(tmp_path: Path) -> None:
+    async with world(tmp_path, config_for(tmp_path, grant_ttl="200 ms")) as w:
+        digest = w.add(DATA)
+        w.door.public.clear()
+        w.door.put(DATA)
+        w.origin.private["app"] = ALICE
+        path = f"/v2/app/blobs/{digest}"
+        assert (await w.get(path, Authorization=ALICE))[0] == 200
+        w.origin.private["app"] = BOB
+        await asyncio.sleep(0.25)
+        for _ in range(2):
+            assert (await w.get(path, Authorization=ALICE))[0] == 401
+        # And is not given back by the origin's going away.
+        w.origin.is_down = True
+        assert (await w.get(path, Authorization=ALICE))[0] == 401
+        w.context.grants._refused.clear()
+        assert (await w.get(path, Authorization=ALICE))[0] == 502
+
+
 async def test_public_content_is_found_out_once_and_told(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         digest = w.add(DATA)
