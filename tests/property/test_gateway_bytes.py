@@ -219,4 +219,5 @@ def test_every_header_with_every_wrong_value(gateway: Running, alarms: _Alarms) 
         tracemalloc.stop()
     # A leak shows in every round, what is only late to be freed in some.
     assert min(after - before for before, after in itertools.pairwise(sizes)) < 20_000, sizes
-    assert len(os.listdir("/proc/self/fd")) <= descriptors + 3
+    # The pool of connections to the peer breathes; a leak would be one of 1 300.
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 32
