@@ -180,7 +180,8 @@ def test_nobody_inherits_the_right_to_read(
     before = {digest: registry.blob_bytes(digest) for digest in image.layers}
     with pytest.raises(PullFailed, match=REFUSED):
         CLIENTS[name].pull(site, kind, image, user=False)
-    assert {digest: registry.blob_bytes(digest) for digest in image.layers} == before
+    for digest in image.layers:
+        assert registry.blob_bytes(digest) == before.get(digest, 0)
 
 
 def test_a_token_for_another_repository_is_none_here(site: Site, images: dict[Cell, Image]) -> None:
