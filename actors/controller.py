@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterable
 from typing import Any, Protocol
 
+from passel.actors.admin import Admin
 from passel.actors.duties import Duties
 from passel.actors.handles import (
     PeerHandle,
@@ -16,6 +18,7 @@ from passel.actors.handles import (
     live_nodes,
     own_node,
 )
+from passel.actors.metrics import Publisher
 from passel.actors.words import PeerSpec, Place, peer_name
 from passel.config.sections import Config
 from passel.core import rendezvous
@@ -23,6 +26,7 @@ from passel.core.messages import Role
 from passel.errors import PeerUnavailable
 from passel.ids import PeerId
 from passel.telemetry import logs
+from passel.telemetry.series import Measure
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +70,10 @@ class Controller:
         self._duties = Duties(log)
         for shard in range(config.scheduler.shards):
             await asyncio.to_thread(launcher.shard, shard, config, self._node)
+        self._admin = Admin(self._duties, config, self._shards, self._specs, self._peers)
         self._duties.start(self._watch())
+        self._duties.start(self._admin.run())
+        self._duties.start(Publisher({}).run(self._measures))
 
     def __repr__(self) -> str:
         return f"Controller({self._cluster}: {len(self._specs)} nodes)"
@@ -132,6 +139,13 @@ class Controller:
     async def peers(self) -> tuple[PeerId, ...]:
         """The peers of all live nodes, for a shard that starts again; none if not known yet."""
         return tuple(self._specs) if self._has_looked else ()
+
+    async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """What an operator asks for; see `Admin.answer`. Idempotent."""
+        return await self._admin.answer(verb, fields)
+
+    async def _measures(self) -> Iterable[Measure]:
+        return self._admin.measures()
 
     async def status(self) -> dict[str, Any]:
         """The whole cluster, in the shape of DESIGN §10."""

@@ -31,7 +31,8 @@ from passel.ids import BlobRef, Digest
 log = logging.getLogger(__name__)
 
 READS_MAX = 1024
-BODY_BYTES_MAX = 128 * 1024
+#: A job of 5000 blobs.
+BODY_BYTES_MAX = 2 * 1024 * 1024
 #: sockaddr_un.sun_path holds 108 bytes with the final NUL, unix(7).
 SOCKET_PATH_MAX = 107
 
@@ -77,6 +78,10 @@ class Host(Protocol):
 
     async def cluster_status(self) -> dict[str, Any]: ...
 
+    async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]: ...
+
+    async def verify(self, digest: Digest) -> bool: ...
+
 
 class Door:
     """Listens on one Unix socket until `close`."""
@@ -101,6 +106,8 @@ class Door:
         app.router.add_post("/v1/public", _guarded(self._public))
         app.router.add_get("/v1/health", _guarded(self._health))
         app.router.add_get("/v1/status", _guarded(self._status))
+        app.router.add_post("/v1/admin/{verb}", _guarded(self._admin))
+        app.router.add_post("/v1/verify", _guarded(self._verify))
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         site = web.UnixSite(self._runner, str(self._path), backlog=1024)
@@ -157,6 +164,18 @@ class Door:
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(await self._host.cluster_status())
+
+    async def _admin(self, request: web.Request) -> web.Response:
+        """What the controller answers to an operator, errors in the registry API's shape."""
+        fields = await request.json()
+        if not isinstance(fields, dict):
+            raise InputError(400, "UNSUPPORTED", "expected a JSON object")
+        status, facts = await self._host.admin(request.match_info["verb"], fields)
+        return web.json_response(facts, status=status)
+
+    async def _verify(self, request: web.Request) -> web.Response:
+        digest = Digest.parse(str((await request.json())["digest"]))
+        return web.json_response({"right": await self._host.verify(digest)})
 
 
 _Handler = Callable[[web.Request], Awaitable[web.Response]]

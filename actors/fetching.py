@@ -81,6 +81,12 @@ class Fetching:
         self.bytes_from = {"peer": 0, "seed": 0, "origin": 0}
         self.cross_zone_bytes = 0
         self.n_origin_requests = 0
+        self.n_origin_errors = 0
+
+    @property
+    def n_running(self) -> int:
+        """Pieces and spans that are being fetched now."""
+        return len(self._tasks)
 
     def piece(self, command: FetchPiece) -> None:
         self._run(command.attempt, self._fetch_piece(command))
@@ -145,10 +151,12 @@ class Fetching:
             await self._stream(command, None)
         except OriginRefused as refused:
             if command.sponsor is None or refused.status not in (401, 403):
+                self.n_origin_errors += 1
                 self._step(SpanEnded(command.attempt, refusal_of(refused)))
                 return
             await self._with_credentials(command, command.sponsor)
         except PasselError as error:
+            self.n_origin_errors += 1
             self._step(SpanEnded(command.attempt, refusal_of(error)))
 
     async def _with_credentials(self, command: FetchSpan, sponsor: str) -> None:
@@ -159,6 +167,7 @@ class Fetching:
             )
             await self._stream(command, authorization)
         except PasselError as error:
+            self.n_origin_errors += 1
             self._step(SpanEnded(command.attempt, refusal_of(error)))
 
     async def _stream(self, command: FetchSpan, authorization: str | None) -> None:

@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.experimental import internal_kv
 
 from passel.actors.words import NAMESPACE, Reply, controller_name, peer_name, shard_name
+from passel.core.inventory import BlobEntry
+from passel.core.jobs import Held
 from passel.core.messages import ReportItem, ShardMessage
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
@@ -80,6 +83,11 @@ class ShardHandle(_Handle):
     async def peer_gone(self, peer: PeerId, timeout_s: float) -> None:
         await self.ask("peer_gone", peer, timeout_s=timeout_s)
 
+    async def blobs(self, limit: int, timeout_s: float) -> tuple[list[BlobEntry], int]:
+        """The first blobs that the shard knows of, and how many there are."""
+        answer: tuple[list[BlobEntry], int] = await self.ask("blobs", limit, timeout_s=timeout_s)
+        return answer
+
     async def status(self, timeout_s: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)
         return answer
@@ -96,6 +104,16 @@ class PeerHandle(_Handle):
     ) -> None:
         await self.ask("deliver", shard, incarnation, messages, timeout_s=timeout_s)
 
+    async def hold(self, refs: tuple[BlobRef, ...], timeout_s: float) -> tuple[Held, ...]:
+        """See to it that the peer is getting these blobs; how much of each it has."""
+        answer: tuple[Held, ...] = await self.ask("hold", refs, timeout_s=timeout_s)
+        return answer
+
+    async def remove(self, digest: str, timeout_s: float) -> bool:
+        """The peer has no complete blob of this digest any more; whether it had one."""
+        answer: bool = await self.ask("remove", digest, timeout_s=timeout_s)
+        return answer
+
     async def status(self, timeout_s: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)
         return answer
@@ -107,6 +125,15 @@ class ControllerHandle(_Handle):
     def __init__(self) -> None:
         super().__init__(controller_name())
 
+    async def admin(
+        self, verb: str, fields: dict[str, Any], timeout_s: float
+    ) -> tuple[int, dict[str, Any]]:
+        """What an operator asks for: an HTTP status, and the facts or what was wrong."""
+        answer: tuple[int, dict[str, Any]] = await self.ask(
+            "admin", verb, fields, timeout_s=timeout_s
+        )
+        return answer
+
     async def peers(self, timeout_s: float) -> tuple[PeerId, ...]:
         """The peers of all live nodes."""
         answer: tuple[PeerId, ...] = await self.ask("peers", timeout_s=timeout_s)
@@ -115,6 +142,23 @@ class ControllerHandle(_Handle):
     async def status(self, timeout_s: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)
         return answer
+
+
+def write_down(key: str, value: bytes) -> None:
+    """Keep a value in Ray's control store: it outlives every actor. A blocking call."""
+    internal_kv._internal_kv_put(key, value, overwrite=True, namespace=NAMESPACE)  # noqa: SLF001
+
+
+def strike_out(key: str) -> None:
+    """Forget a value that was written down. A blocking call."""
+    internal_kv._internal_kv_del(key, namespace=NAMESPACE)  # noqa: SLF001
+
+
+def written_down(prefix: str) -> list[bytes]:
+    """The values of all keys that begin with `prefix`. A blocking call."""
+    keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)  # noqa: SLF001
+    values = [internal_kv._internal_kv_get(key, namespace=NAMESPACE) for key in keys]  # noqa: SLF001
+    return [value for value in values if value is not None]
 
 
 def live_nodes() -> list[dict[str, Any]]:

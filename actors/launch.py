@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from passel.actors.controller import Controller
+from passel.actors.handles import end_actor, live_nodes
 from passel.actors.peer import Peer
 from passel.actors.seed import SeedPeer
 from passel.actors.shard import Shard
 from passel.actors.words import NAMESPACE, PeerSpec, controller_name, peer_name, shard_name
 from passel.config.sections import Config
 from passel.core.messages import Role
+from passel.errors import PeerUnavailable
+
+ON_NODES_TIMEOUT_S = 60.0
 
 #: Detached: they outlive the driver. Restarted for ever: all can rebuild what they know. No CPUs
 #: claimed: a cluster full of jobs must still get its blobs. Calls wait in the actor, not outside.
@@ -39,6 +45,35 @@ def start(config: Config) -> None:
         name=controller_name(), scheduling_strategy=near, **_COMMON
     )
     actor.remote(config, cluster, secrets.token_bytes(32), Launcher())
+
+
+def end() -> None:
+    """Every actor of passel has ended, the controller first: it would start the others again."""
+    found = [
+        each["name"]
+        for each in ray.util.list_named_actors(all_namespaces=True)
+        if each["namespace"] == NAMESPACE
+    ]
+    for name in sorted(found, key=lambda name: name != controller_name()):
+        end_actor(name)
+
+
+def on_every_node(function: Callable[[str], object], argument: str) -> int:
+    """Run `function(argument)` once on each live node; how many did within a minute.
+
+    Raises PeerUnavailable when it failed on any of them.
+    """
+    task = ray.remote(num_cpus=0, max_retries=2)(function)
+    calls = [
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(argument)
+        for node in live_nodes()
+    ]
+    try:
+        return len(ray.get(calls, timeout=ON_NODES_TIMEOUT_S))
+    except (RayError, GetTimeoutError) as error:
+        raise PeerUnavailable(f"not all nodes answer: {type(error).__name__}") from error
 
 
 class Launcher:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
+import secrets
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,16 @@ from passel.actors.fetching import Fetching, read_piece
 from passel.actors.handles import ControllerHandle, own_address
 from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.actors.links import ShardLink
+from passel.actors.metrics import GatewayMetrics, Publisher
+from passel.actors.preheating import Preheating
+from passel.actors.scrubbing import Scrubbing
 from passel.actors.serving import Serving
 from passel.actors.words import PeerSpec, peer_limits
 from passel.config.load import load
 from passel.config.sections import Config
 from passel.config.units import host_port
 from passel.core import rendezvous
+from passel.core.jobs import Held
 from passel.core.messages import (
     BlobFound,
     BlobLost,
@@ -61,6 +68,7 @@ from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreL
 from passel.ids import BlobId, BlobRef, Digest
 from passel.store.store import Store
 from passel.telemetry import logs
+from passel.telemetry.series import Measure, gateway_measures, local_bytes, peer_measures
 from passel.transport.auth import ClusterAuth
 from passel.transport.origin import OriginClient
 from passel.transport.piece_client import PieceClient
@@ -74,6 +82,7 @@ LOCK_PATIENCE_S = 10.0
 START_AGAIN_S = 1.0
 STAT_TIMEOUT_S = 1.0
 STATUS_TIMEOUT_S = 5.0
+ADMIN_TIMEOUT_S = 10.0
 
 
 class Peer:
@@ -120,8 +129,19 @@ class Peer:
         ]
         self._readers: dict[int, Reader] = {}
         self._next_read = 1
+        self._n_evicted = 0
+        self._gateway_metrics = GatewayMetrics()
+        self._local_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._controller = ControllerHandle()
+        self._preheating = Preheating(self, self._machine, self._duties)
+        self._scrubbing = Scrubbing(
+            self._store,
+            config.store.scrub.total_seconds(),
+            random.Random(secrets.randbits(64)),
+            lambda: bool(self._readers) or self._fetching.n_running > 0,
+            self._forget_blob,
+        )
         await self._begin()
 
     def __repr__(self) -> str:
@@ -191,6 +211,10 @@ class Peer:
         await self._door.open()
         keeper = GatewayKeeper(self._config, self._config_path, self._spec.place.node)
         self._duties.start(keeper.run())
+        self._duties.start(self._scrubbing.run())
+        place = self._spec.place
+        labels = {"node": place.node, "zone": place.zone, "role": self._spec.role.value}
+        self._duties.start(Publisher(labels).run(self._measures))
         log.info(
             "peer_started node=%s zone=%s role=%s address=%s complete=%d partial=%d",
             self._spec.place.node,
@@ -236,7 +260,26 @@ class Peer:
             "blobs": len(self._machine.blobs),
             "used_bytes": self._store.used_bytes(),
             "calls": sum(link.n_calls for link in self._links),
+            "capacity_bytes": self._store.capacity_bytes,
+            "evicted_blobs": self._n_evicted,
+            "origin_errors": fetching.n_origin_errors,
+            "scrubbed_bytes": self._scrubbing.read_bytes,
+            "damaged_blobs": self._scrubbing.n_damaged,
+            "reads": len(self._readers),
+            "slots": {
+                "upload": self._config.peer.upload_slots,
+                "download": self._config.peer.download_slots,
+            },
+            "slots_used": {"upload": server.n_uploads, "download": fetching.n_running},
+            "local_bytes": self._local_bytes,
         }
+
+    async def _measures(self) -> Iterable[Measure]:
+        announced = read_announcement(self._store.path) or {}
+        text = await self._gateway_metrics.read(announced.get("health"))
+        if text:
+            self._local_bytes = local_bytes(text)
+        return [*peer_measures(await self.status()), *gateway_measures(text)]
 
     # --- called by the door ---------------------------------------------------------------------
 
@@ -277,6 +320,13 @@ class Peer:
 
     async def cluster_status(self) -> dict[str, Any]:
         return await self._controller.status(STATUS_TIMEOUT_S)
+
+    async def verify(self, digest: Digest) -> bool:
+        """Whether a complete blob is right; if not, it is in quarantine now."""
+        return await self._scrubbing.verify(digest)
+
+    async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return await self._controller.admin(verb, fields, ADMIN_TIMEOUT_S)
 
     # --- the machine ----------------------------------------------------------------------------
 
@@ -356,6 +406,7 @@ class Peer:
         """Making room may have cost complete blobs: other peers must not be sent here for them."""
         for digest in set(self._machine.complete) - set(self._store.completes()):
             log.info("blob_evicted digest=%s", digest)
+            self._n_evicted += 1
             self._serving.forget(digest)
             self._later(BlobLost(digest))
 
@@ -396,13 +447,20 @@ class Peer:
         log.info("blob_complete digest=%s bytes=%d", complete.digest, complete.size)
         self._step(Promoted(blob, b"".join(complete.piece_digests)))
 
+    async def hold(self, refs: tuple[BlobRef, ...]) -> tuple[Held, ...]:
+        """Be getting these blobs, and say how much of each is here. Idempotent."""
+        return self._preheating.hold(refs, self._loop.time())
+
     async def remove(self, digest: str) -> bool:
         """Throw a complete blob away. Idempotent."""
         parsed = Digest.parse(digest)
-        self._serving.forget(parsed)
         is_gone = await asyncio.to_thread(self._store.remove, parsed)
-        self._step(BlobLost(parsed))
+        self._forget_blob(parsed)
         return is_gone
+
+    def _forget_blob(self, digest: Digest) -> None:
+        self._serving.forget(digest)
+        self._step(BlobLost(digest))
 
 
 class Origins:

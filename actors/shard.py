@@ -6,14 +6,17 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from passel.actors.duties import Duties
 from passel.actors.handles import ControllerHandle, PeerHandle, is_second_life
+from passel.actors.metrics import Publisher
 from passel.actors.words import Reply, shard_limits
 from passel.config.sections import Config
+from passel.core.inventory import BlobEntry, inventory
 from passel.core.messages import (
     Deliver,
     PeerGone,
@@ -27,6 +30,7 @@ from passel.core.shard import ShardMachine
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
 from passel.telemetry import logs
+from passel.telemetry.series import Measure, shard_measures
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,8 @@ class Shard:
         #: Seconds that the machine took for reports, and for epochs.
         self.handle_s = 0.0
         self.plan_s = 0.0
+        self._publisher = Publisher({"shard": str(shard)})
+        self._duties.start(self._publisher.run(self._measures))
         if is_restart:
             self._duties.start(self._wake_peers())
         log.info("shard_started shard=%d incarnation=%d seed=%d", shard, self._incarnation, seed)
@@ -107,6 +113,13 @@ class Shard:
                 (self.handle_s + self.plan_s) * 1e6 / max(machine.n_edges, 1), 2
             ),
         }
+
+    async def blobs(self, limit: int) -> tuple[list[BlobEntry], int]:
+        """For `passel ls`."""
+        return inventory(self._machine, limit)
+
+    async def _measures(self) -> Iterable[Measure]:
+        return shard_measures(await self.status())
 
     async def _wake_peers(self) -> None:
         """Make yourself known to those who are alive: they announce at once what they hold."""

@@ -131,8 +131,10 @@ class Lab:
             "store": {"path": str(folder / "store"), "capacity": "1 GiB", "reserve": "0 B"},
             "peer": {"listen": "127.0.0.1:0"},
             "gateway": {"listen": ["127.0.0.1:0"], "health": ["127.0.0.1:0"]},
-            **(extra or {}),
         }
+        for section, value in (extra or {}).items():
+            known = config.get(section)
+            config[section] = {**known, **value} if isinstance(known, dict) else value
         (folder / "passel.yaml").write_text(yaml.safe_dump(config))
         options: dict[str, Any] = {
             "num_cpus": 1,

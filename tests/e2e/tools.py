@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import json
 import os
 import re
@@ -40,6 +41,15 @@ def need(program: str) -> str:
             pytest.fail(f"{program} is required here (PASSEL_REQUIRE) and was not found")
         pytest.skip(f"{program} is not installed")
     return found
+
+
+def need_ray_default() -> None:
+    """Ray's launcher and its metrics need more than the plain package has."""
+    if importlib.util.find_spec("opencensus") and importlib.util.find_spec("aiohttp_cors"):
+        return
+    if "ray[default]" in REQUIRED:
+        pytest.fail("ray[default] is required here (PASSEL_REQUIRE): pip install '.[cluster]'")
+    pytest.skip("ray[default] is not installed: pip install '.[cluster]'")
 
 
 def free_port() -> int:
@@ -81,7 +91,7 @@ class DockerRegistry:
         config = {
             "version": 0.1,
             "storage": {"filesystem": {"rootdirectory": str(folder / name)}},
-            "http": {"addr": f"127.0.0.1:{self.port}"},
+            "http": {"addr": f"{host}:{self.port}"},
         }
         # JSON is YAML.
         self._config.write_text(json.dumps({**config, **({"auth": auth} if auth else {})}))

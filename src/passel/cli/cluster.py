@@ -69,7 +69,7 @@ def up(
         if as_json:
             print_json(facts)
         else:
-            _print_nodes(facts)
+            print_nodes(facts)
         if foreground:
             _stay(folder)
 
@@ -249,12 +249,13 @@ def status(state: StateOption = None, as_json: JsonOption = False) -> None:
             return
         if not facts["nodes"]:
             fail(f"no cluster in {folder.path}: start one with passel up, or name its --state")
-        _print_nodes(facts)
+        print_nodes(facts)
         shards = ", ".join(f"{each['shard']} on {each['node']}" for each in facts["shards"])
         out.print(f"shards: {shards or 'none answers'}; blobs: {facts['blobs']}")
 
 
-def _print_nodes(facts: dict[str, Any]) -> None:
+def print_nodes(facts: dict[str, Any]) -> None:
+    """A table, one line for each node."""
     sources = ("local", "peer", "seed", "origin")
     print_table(
         ("node", "zone", "role", "gateway", *sources),

@@ -16,7 +16,7 @@ except ImportError:
     from click import exceptions as click  # type: ignore[no-redef]
 
 from passel._version import __version__
-from passel.cli import cluster, configuring, getting
+from passel.cli import cluster, configuring, fsck, getting, node, operating
 from passel.cli.console import INTERRUPTED, USAGE, interrupt_on_signals
 from passel.cli.demo import run
 
@@ -31,8 +31,14 @@ app.command()(cluster.up)
 app.command()(cluster.down)
 app.command()(cluster.status)
 app.command()(getting.get)
+app.command()(operating.preheat)
+app.command()(operating.jobs)
+app.command()(operating.ls)
+app.command()(operating.rm)
+app.command()(fsck.fsck)
 app.command()(run.demo)
 app.add_typer(configuring.app, name="config")
+app.add_typer(node.app, name="node")
 
 
 def _version(wanted: bool) -> None:

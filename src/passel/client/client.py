@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from passel.client import download, image
+from passel.client import admin, download, image
 from passel.client.download import Got, Progress
 from passel.client.exchange import READ_TIMEOUT_S, Exchange, to_gateway
 from passel.client.image import GotImage
 from passel.client.reading import RemoteFile
 from passel.client.state import StateFolder, default_state, read_json
-from passel.client.status import cluster_status
+from passel.client.status import cluster_status, peer_status
 from passel.client.targets import Target, parse_target
+from passel.config import load
 from passel.errors import InputError, LengthMismatch, PasselError
 from passel.ids import Digest
 from passel.oci.media import CANONICAL_ACCEPT
@@ -34,9 +35,11 @@ def _silent(done: int, total: int | None) -> None:
 class Client:
     """Reads through one gateway.
 
-    `gateway` is its base URL; left out, it is that of the first node in the state folder, else
-    ``http://127.0.0.1:65001``. `timeout_s` is the longest time without a byte. Any thread may use a
-    client, several at once too: each request has its own connection.
+    `config` is this host's configuration as a node of a Ray cluster; without one, `state` is the
+    folder of a cluster that `passel up` started here. `gateway` is a base URL; left out, it is that
+    of the node, or of the first one in the folder, else ``http://127.0.0.1:65001``. `timeout_s` is
+    the longest time without a byte. Any thread may use a client, several at once too: each request
+    has its own connection.
     """
 
     def __init__(
@@ -44,9 +47,11 @@ class Client:
         gateway: str | None = None,
         *,
         state: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | None = None,
         timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         self._state = StateFolder(Path(state).absolute() if state else default_state())
+        self._store = load(config).store.path if config is not None else None
         self._is_chosen = gateway is not None
         self.gateway = (gateway or self._first_gateway() or DEFAULT_GATEWAY).rstrip("/")
         if not self.gateway.startswith(("http://", "https://")):
@@ -54,8 +59,11 @@ class Client:
         self._timeout_s = timeout_s
 
     def _first_gateway(self) -> str | None:
-        for folder in self._state.nodes():
-            found = read_json(folder.gateway_note).get("gateway")
+        notes = [folder.gateway_note for folder in self._state.nodes()]
+        if self._store is not None:
+            notes = [self._store.parent / "gateway.json"]
+        for note in notes:
+            found = read_json(note).get("gateway")
             if isinstance(found, str):
                 return found
         return None
@@ -119,9 +127,31 @@ class Client:
             body = exchange.read(limit)
         return body, headers.get("Content-Type"), headers.get("Docker-Content-Digest")
 
+    def headers(self, target: Target) -> dict[str, str]:
+        """The headers that the gateway answers HEAD with, names in lower case."""
+        with self._send("HEAD", target, {"Accept": CANONICAL_ACCEPT}) as exchange:
+            return {name.lower(): value for name, value in exchange.answer.headers.items()}
+
     def status(self) -> dict[str, Any]:
-        """The cluster in the state folder, in the shape of `passel status --json`."""
-        return cluster_status(self._state)
+        """The cluster, in the shape of `passel status --json`."""
+        return cluster_status(self._state) if self._store is None else peer_status(self._store)
+
+    def preheat(self, what: str, *, to: str = "all", platform: str = "all") -> dict[str, Any]:
+        """A job brings an image or a blob to nodes; the job, as it is now.
+
+        `to` is all, seeds, ``zone=<zone>`` or ``node=<node>``; `platform` picks one of an image:
+        ``linux/amd64``. The same call again gives the same job. Raises InputError for what cannot
+        be, RequestRefused, PeerUnavailable.
+        """
+        target = parse_target(what)
+        return self.ask("submit", what=what, to=to, blobs=admin.blobs_of(self, target, platform))
+
+    def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+        """What the controller answers to jobs, submit, cancel, blobs or remove."""
+        doors = [folder.door for folder in self._state.nodes()]
+        if self._store is not None:
+            doors = [self._store / "peer.sock"]
+        return admin.ask(doors, verb, fields)
 
     def _asker(self, target: Target) -> Callable[[int], Exchange]:
         def ask(start: int) -> Exchange:
@@ -165,9 +195,10 @@ class AsyncClient:
         gateway: str | None = None,
         *,
         state: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | None = None,
         timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
-        self._client = Client(gateway, state=state, timeout_s=timeout_s)
+        self._client = Client(gateway, state=state, config=config, timeout_s=timeout_s)
 
     @property
     def gateway(self) -> str:
@@ -201,6 +232,10 @@ class AsyncClient:
     async def open(self, what: str | Target) -> io.BufferedReader:
         """See `Client.open`; the object blocks, so read it in a thread."""
         return await asyncio.to_thread(self._client.open, what)
+
+    async def preheat(self, what: str, *, to: str = "all", platform: str = "all") -> dict[str, Any]:
+        """See `Client.preheat`."""
+        return await asyncio.to_thread(self._client.preheat, what, to=to, platform=platform)
 
     async def status(self) -> dict[str, Any]:
         """See `Client.status`."""

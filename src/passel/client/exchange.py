@@ -53,14 +53,16 @@ class Exchange:
         """Give the connection up."""
         self._connection.close()
 
-    def send(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+    def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> None:
         """Have the answer's head in `answer`, a good one: otherwise an error is raised.
 
         Raises PeerUnavailable, PeerBusy (503 and 429, with the wait that was asked for) or
         RequestRefused.
         """
         try:
-            self._connection.request(method, path, headers=dict(headers))
+            self._connection.request(method, path, body, dict(headers))
             self.answer = self._connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise PeerUnavailable(f"{self._where} does not answer: {reason(error)}") from error

@@ -70,7 +70,7 @@ def _one(
     def shown(done: int, _: int | None) -> None:
         progress(before + done, total)
 
-    return client.get(_same_place(target, "blob", digest), output, progress=shown)
+    return client.get(same_place(target, "blob", digest), output, progress=shown)
 
 
 def _manifests(
@@ -91,7 +91,7 @@ def _manifests(
                 blobs[key] = (descriptor.digest, descriptor.size)
             elif key not in seen:
                 seen.add(key)
-                waiting.append(_same_place(target, "manifest", descriptor.digest))
+                waiting.append(same_place(target, "manifest", descriptor.digest))
         if len(seen) > MANIFESTS_MAX or len(blobs) > BLOBS_MAX:
             raise OriginNonsense("an image of more parts than any image has")
     assert root is not None
@@ -108,7 +108,7 @@ def _manifest(client: Client, target: Target, folder: Path) -> Manifest:
     return manifest
 
 
-def _same_place(target: Target, kind: str, digest: Digest) -> Target:
+def same_place(target: Target, kind: str, digest: Digest) -> Target:
     """Another content of the same repository, asked for in the same way."""
     assert target.asked is not None
     asked = V2Request("blob" if kind == "blob" else "manifest", target.asked.repository, digest)

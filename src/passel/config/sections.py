@@ -205,6 +205,9 @@ class StoreConfig(Section):
     """Blobs beyond this are evicted, least recently used first."""
     reserve: Size = ByteSize(GIB)
     """Free space of the disk that passel never uses."""
+    scrub: Duration = timedelta(days=30)
+    """Every complete blob is read again once in this time, while the node has nothing else to do,
+    and compared with its digest. 0 s never does it."""
 
 
 class PeerConfig(Section):

@@ -33,6 +33,8 @@ class Descriptor:
     digest: Digest
     size: int
     media_type: str
+    platform: str = ""
+    """``os/architecture[/variant]`` where an index says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +134,14 @@ def _descriptor(item: object) -> Descriptor | None:
         parsed = Digest.parse(digest)
     except InputError:
         return None
-    return Descriptor(parsed, size, media_type if isinstance(media_type, str) else "")
+    return Descriptor(
+        parsed, size, media_type if isinstance(media_type, str) else "", _platform(item)
+    )
+
+
+def _platform(item: dict[str, object]) -> str:
+    platform = item.get("platform")
+    if not isinstance(platform, dict):
+        return ""
+    words = [platform.get(key) for key in ("os", "architecture", "variant")]
+    return "/".join(word for word in words if isinstance(word, str) and word)

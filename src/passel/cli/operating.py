@@ -1,0 +1,213 @@
+"""`passel preheat`, `jobs`, `ls`, `rm`: what the controller keeps and does for all nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import platform as machine
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from passel.cli.cluster import JsonOption, StateOption, state_folder
+from passel.cli.console import err, errors_are_sentences, fail, out, print_json, print_table, size
+from passel.client import Client
+from passel.errors import PasselError, TransientError
+from passel.ids import Digest
+
+WATCH_EVERY_S = 0.5
+#: A controller that restarts is back within seconds.
+AWAY_MAX_S = 60.0
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PASSEL_CONFIG", help="The configuration of this node of a Ray cluster."),
+]
+
+
+def _client(state: Path | None, config: Path | None) -> Client:
+    """The cluster of this host: the one in a state folder that is named, or of a configuration."""
+    return Client(state=state_folder(state).path, config=config if state is None else None)
+
+
+def preheat(
+    what: Annotated[str, typer.Argument(help="UPSTREAM/REPO:TAG, UPSTREAM/REPO@DIGEST or a URL.")],
+    to: Annotated[str, typer.Option(help="all, seeds, zone=ZONE or node=NODE.")] = "all",
+    platform: Annotated[
+        str | None, typer.Option(help="OS/ARCHITECTURE of an image, or all. [this host's]")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until it is done.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring an image or a blob to nodes before anybody asks for it."""
+    with errors_are_sentences():
+        client = _client(state, config)
+        facts = client.preheat(what, to=to, platform=platform or _own_platform())
+        if watch:
+            facts = _watch(client, str(facts["job"]))
+        if as_json:
+            print_json(facts)
+        elif watch:
+            _print_job(facts)
+        else:
+            job = facts["job"]
+            out.print(f"job {job}: {facts['blobs']} blobs, {size(facts['bytes'])}, to {to}")
+        if facts["state"] == "failed":
+            fail(f"job {facts['job']} failed: {facts['trouble']}")
+
+
+def jobs(
+    job: Annotated[str | None, typer.Argument(help="One job, node by node.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End this job.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until it is over.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The preheats, and how far they are."""
+    with errors_are_sentences():
+        client = _client(state, config)
+        if job is None:
+            if cancel or watch:
+                fail("name the job: passel jobs JOB", 2)
+            facts = client.ask("jobs")
+            print_json(facts["jobs"]) if as_json else _print_jobs(facts["jobs"])
+            return
+        if cancel:
+            facts = client.ask("cancel", job=job)
+        elif watch:
+            facts = _watch(client, job)
+        else:
+            facts = client.ask("jobs", job=job)["jobs"][0]
+        print_json(facts) if as_json else _print_job(facts)
+
+
+def _watch(client: Client, job: str) -> dict[str, Any]:
+    """The job when it is over."""
+    last_heard = time.monotonic()
+    with err.status(job) if err.is_terminal else contextlib.nullcontext() as shown:
+        while True:
+            try:
+                facts: dict[str, Any] = client.ask("jobs", job=job)["jobs"][0]
+            except TransientError:
+                if time.monotonic() > last_heard + AWAY_MAX_S:
+                    raise
+            else:
+                last_heard = time.monotonic()
+                if shown is not None:
+                    shown.update(_progress(facts))
+                if facts["state"] != "running":
+                    return facts
+            time.sleep(WATCH_EVERY_S)
+
+
+def ls(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """The blobs in the cluster, and how many nodes have them."""
+    with errors_are_sentences():
+        facts = _client(state, config).ask("blobs", limit=limit)
+        if as_json:
+            print_json(facts)
+            return
+        print_table(
+            ("digest", "upstream", "size", "complete", "partial", "wanted"),
+            (
+                (
+                    blob["digest"],
+                    " ".join(blob["upstreams"]),
+                    "" if blob["size"] is None else size(blob["size"]),
+                    *(str(blob[key]) for key in ("complete", "partial", "wanted")),
+                )
+                for blob in facts["blobs"]
+            ),
+            n_left=2,
+        )
+        if facts["total"] > len(facts["blobs"]):
+            out.print(f"{len(facts['blobs'])} of {facts['total']} blobs; --limit shows more")
+        if facts["away"]:
+            raise PasselError(f"these shards do not answer: {', '.join(facts['away'])}")
+
+
+def rm(
+    digest: Annotated[str, typer.Argument(help="sha256:...")],
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the complete copies of a blob from all nodes; who reads it gets it anew."""
+    with errors_are_sentences():
+        parsed = Digest.parse(digest)
+        facts = _client(state, config).ask("remove", digest=str(parsed))
+        if as_json:
+            print_json(facts)
+        else:
+            nodes = ", ".join(facts["removed"])
+            out.print(f"removed from {nodes}" if nodes else "no node has it whole")
+        if facts["away"]:
+            raise PasselError(
+                f"these nodes do not answer: {', '.join(facts['away'])}; say it again"
+            )
+
+
+def _own_platform() -> str:
+    architecture = machine.machine()
+    return f"linux/{_ARCHITECTURES.get(architecture, architecture)}"
+
+
+def _print_jobs(facts: list[dict[str, Any]]) -> None:
+    print_table(
+        ("job", "state", "to", "what", "created", "blobs", "size", "nodes"),
+        (
+            (
+                job["job"],
+                job["state"],
+                job["to"],
+                job["what"],
+                job["created"],
+                str(job["blobs"]),
+                size(job["bytes"]),
+                f"{_n_done(job)}/{len(job['nodes'])}",
+            )
+            for job in facts
+        ),
+        n_left=5,
+    )
+
+
+def _print_job(job: dict[str, Any]) -> None:
+    title = f"{job['what']} to {job['to']}: {job['state']} {job['trouble']}"
+    out.print(title.strip(), markup=False)
+    print_table(
+        ("node", "zone", "trouble", "blobs", "bytes"),
+        (
+            (
+                node["node"],
+                node["zone"],
+                node["trouble"],
+                f"{node['blobs']}/{job['blobs']}",
+                f"{size(node['bytes'])}/{size(job['bytes'])}",
+            )
+            for node in job["nodes"]
+        ),
+        n_left=3,
+    )
+
+
+def _n_done(job: dict[str, Any]) -> int:
+    return sum(node["blobs"] == job["blobs"] for node in job["nodes"])
+
+
+def _progress(job: dict[str, Any]) -> str:
+    """One line: how far all nodes together are."""
+    n_bytes = sum(node["bytes"] for node in job["nodes"])
+    total = job["bytes"] * len(job["nodes"])
+    done = f"{_n_done(job)} of {len(job['nodes'])} nodes"
+    return f"{done}, {size(n_bytes)} of {size(total)}"
