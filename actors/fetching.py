@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from passel.actors.duties import Duties
+from passel.actors.recording import PeerRecording
 from passel.core.messages import (
     FetchPiece,
     FetchSpan,
@@ -71,12 +72,14 @@ class Fetching:
         origins: Origins,
         duties: Duties,
         step: Callable[[PeerEvent], None],
+        recording: PeerRecording,
     ) -> None:
         self._store = store
         self._pieces = pieces
         self._origins = origins
         self._duties = duties
         self._step = step
+        self._recording = recording
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.bytes_from = {"peer": 0, "seed": 0, "origin": 0}
         self.cross_zone_bytes = 0
@@ -112,8 +115,11 @@ class Fetching:
             self._step(PieceFailed(command.attempt, Trouble.BUSY))
             return
         start, length = command.start, command.stop - command.start
+        note = self._recording.begin()
 
         def sink(offset: int, view: memoryview) -> None:
+            if note is not None:
+                note.came()
             partial.write(start + offset, view)
 
         began = time.monotonic()
@@ -129,7 +135,9 @@ class Fetching:
                 timeout_s=PIECE_TIMEOUT_S,
             )
         except PasselError as error:
-            self._step(_piece_failed(command, error))
+            failed = _piece_failed(command, error)
+            self._recording.piece(note, command, failed.trouble.value)
+            self._step(failed)
             return
         log.debug(
             "piece_fetched blob=%s piece=%d parent=%s took_s=%.4f",
@@ -138,6 +146,7 @@ class Fetching:
             command.parent,
             time.monotonic() - began,
         )
+        self._recording.piece(note, command, "ok")
         self.bytes_from[command.source] += length
         if command.cross_zone:
             self.cross_zone_bytes += length
@@ -186,25 +195,29 @@ class Fetching:
         """Write, hash and report the bytes of one span as they come."""
         loop = asyncio.get_running_loop()
         cutter = Cutter(partial, command.start, min(command.stop, stream.size))
+        began_at = time.time()
         batch = bytearray()
         async for chunk in stream.chunks():
             batch += chunk
             # The first batch is small: a client may wait for the piece that it completes.
             if len(batch) >= BATCH_BYTES or cutter.at + len(batch) >= cutter.next_edge:
                 done = await loop.run_in_executor(None, cutter.take, batch)
-                self._report(command, done, len(batch))
+                began_at = self._report(command, done, len(batch), began_at)
                 batch = bytearray()
         if batch:
             done = await loop.run_in_executor(None, cutter.take, batch)
-            self._report(command, done, len(batch))
+            self._report(command, done, len(batch), began_at)
 
-    def _report(self, command: FetchSpan, done: list[Cut], n_bytes: int) -> None:
+    def _report(self, command: FetchSpan, done: list[Cut], n_bytes: int, began_at: float) -> float:
         self.bytes_from["origin"] += n_bytes
+        blob = command.ref.id
         for cut in done:
+            began_at = self._recording.origin(blob, cut.piece, cut.stop - cut.start, began_at)
             if cut.digest is not None:
                 self._step(SpanPiece(command.attempt, cut.piece, cut.digest))
             else:
                 self._step(SpanPart(command.attempt, cut.start, cut.stop))
+        return began_at
 
 
 class Cut:

@@ -22,6 +22,7 @@ from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.actors.links import ShardLink
 from passel.actors.metrics import GatewayMetrics, Publisher
 from passel.actors.preheating import Preheating
+from passel.actors.recording import PeerRecording
 from passel.actors.scrubbing import Scrubbing
 from passel.actors.serving import Serving
 from passel.actors.words import PeerSpec, peer_limits
@@ -68,6 +69,7 @@ from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreL
 from passel.ids import BlobId, BlobRef, Digest
 from passel.store.store import Store
 from passel.telemetry import logs
+from passel.telemetry.recording import Recording
 from passel.telemetry.series import Measure, gateway_measures, local_bytes, peer_measures
 from passel.transport.auth import ClusterAuth
 from passel.transport.origin import OriginClient
@@ -117,12 +119,21 @@ class Peer:
             connections_per_peer=config.peer.per_parent,
         )
         self._origins = Origins(config, spec.cluster)
-        self._fetching = Fetching(
-            self._store, self._pieces, self._origins, self._duties, self._step
-        )
         self._server = PieceServer(self._serving, self._auth, config.peer.upload_slots)
         info = await self._listen()
         self._machine = PeerMachine(info, peer_limits(config), spec.config.scheduler.shards)
+        place = spec.place
+        about = {"peer": spec.peer, "node": place.node, "zone": place.zone}
+        recording = Recording(config.trace, config.store.path, f"peer-{place.node}", about)
+        self._duties.start(recording.run())
+        self._fetching = Fetching(
+            self._store,
+            self._pieces,
+            self._origins,
+            self._duties,
+            self._step,
+            PeerRecording(recording, place, self._machine.parents),
+        )
         self._links = [
             ShardLink(shard, spec.peer, info.incarnation, self._step)
             for shard in range(spec.config.scheduler.shards)

@@ -15,6 +15,7 @@ from passel.actors.duties import Duties
 from passel.actors.handles import ControllerHandle, PeerHandle, is_second_life
 from passel.actors.metrics import Publisher
 from passel.actors.words import Reply, shard_limits
+from passel.config.load import load
 from passel.config.sections import Config
 from passel.core.inventory import BlobEntry, inventory
 from passel.core.messages import (
@@ -30,6 +31,7 @@ from passel.core.shard import ShardMachine
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
 from passel.telemetry import logs
+from passel.telemetry.recording import Recording
 from passel.telemetry.series import Measure, shard_measures
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,12 @@ class Shard:
         self._senders: set[PeerId] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._duties = Duties(log)
+        # The node's own file says where its store is; what a shard decides follows from the
+        # cluster's.
+        path = os.environ.get("PASSEL_CONFIG")
+        local = load(path) if path else config
+        self._recording = Recording(local.trace, local.store.path, f"shard-{shard}")
+        self._duties.start(self._recording.run())
         self.n_reports = 0
         self.n_delivers = 0
         #: Seconds that the machine took for reports, and for epochs.
@@ -141,6 +149,8 @@ class Shard:
         return self._send(out, caller)
 
     def _send(self, out: list[Deliver], caller: PeerId | None) -> list[ShardMessage]:
+        if self._recording.is_on and out:
+            self._recording.recorder.messages(time.time(), self._shard, out)
         mine: list[ShardMessage] = []
         for deliver in out:
             if deliver.peer == caller:
@@ -170,6 +180,8 @@ class Shard:
             self._pending.pop(peer, None)
             if known is not None:
                 log.info("peer_lost peer=%s node=%s", peer, known.node)
+                if self._recording.is_on:
+                    self._recording.recorder.fault(time.time(), known.node, "gone")
                 self._step(PeerGone(peer, known.incarnation))
         finally:
             self._senders.discard(peer)
@@ -186,8 +198,17 @@ class Shard:
 
     def _on_timer(self) -> None:
         self._timer = None
-        began = time.perf_counter()
+        began, n_edges = time.perf_counter(), self._machine.n_edges
         out = self._machine.handle_timer(self._loop.time())
-        self.plan_s += time.perf_counter() - began
+        took_s = time.perf_counter() - began
+        self.plan_s += took_s
+        if self._recording.is_on:
+            self._recording.recorder.epoch(
+                time.time(),
+                self._shard,
+                self._machine.n_edges - n_edges,
+                len(self._machine.peers),
+                took_s,
+            )
         self._rearm()
         self._send(out, None)

@@ -12,11 +12,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from netlab import Host, LabError, NetLab, workers
+from netlab import Host, LabError, NetLab
 
 READ_TIMEOUT_S = 120.0
 _HEAD_MAX = 64 * 1024
@@ -98,7 +99,7 @@ def all_at_once(work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
         barrier.wait(30)
         return work(item)
 
-    with workers(len(items)) as pool:
+    with ThreadPoolExecutor(max_workers=len(items)) as pool:
         return list(pool.map(run, items))
 
 

@@ -30,8 +30,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,14 +41,14 @@ import yaml
 from crowd_clients import Answer, Reader, all_at_once, stream
 from crowd_watch import Watch
 from netcluster import GATEWAY_PORT, ORIGIN_PORT, PIECE_PORT, REPOSITORY, NetCluster, Node
-from netlab import PAYLOAD_SHARE, LabError, NetLab, congestion_control, workers
+from netlab import PAYLOAD_SHARE, LabError, NetLab, congestion_control
 from report import Report
 
 MIB = 1 << 20
 COMPLETE_TIMEOUT_S = 120.0
-#: What all nodes together get by default: near the bound, gateways, peers and Ray then take about
-#: two thirds of two cores, so that the links and not the processor are what a crowd waits for.
-MBIT_IN_ALL = 640.0
+#: What all nodes together get by default: two cores carry twice that through gateways, peers and
+#: Ray, so that the links and not the processor are what a crowd waits for.
+MBIT_IN_ALL = 800.0
 CALIBRATION_S = 2.0
 WARM_UP_BYTES = 8 * MIB
 CALIBRATION_PORT = 7101
@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
     add("--nodes", type=int, nargs="+", default=[8])
     add("--zones", type=int, nargs="+", default=[1])
     add("--mib", type=int, default=256, help="size of the blob")
-    add("--mbit", type=float, help="each node's link, both ways (default: 640 over the nodes)")
+    add("--mbit", type=float, help="each node's link, both ways (default: 800 over the nodes)")
     add("--origin-mbit", type=float, help="the origin's link (default: four nodes' links)")
     add("--trunk-mbit", type=float, help="between zones (default: not shaped)")
     add("--shaper", choices=("htb", "tbf"), default="htb", help="tbf: control waits behind bulk")
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace, n_nodes: int, n_zones: int) -> None:
         settings["logging"] = {"level": "debug"}
     cluster = NetCluster(lab, arguments.folder / arguments.prefix.rstrip("-"), settings)
     zones = [chr(ord("a") + i * n_zones // n_nodes) for i in range(n_nodes)]
-    keep_logs = False
+    done = False
     try:
         cluster.start(zones, arguments.mbit, arguments.origin_mbit, arguments.trunk_mbit)
         crowd = Crowd(arguments, cluster, n_zones)
@@ -127,24 +127,9 @@ def run(arguments: argparse.Namespace, n_nodes: int, n_zones: int) -> None:
             crowd.measure()
             if arguments.pattern == "whole" and not arguments.no_straight:
                 crowd.straight()
-    except Exception:
-        keep_logs = True
-        raise
+        done = True
     finally:
-        with undisturbed():
-            cluster.stop(keep_logs=keep_logs)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """A second Ctrl-C must not leave half of a cluster behind."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
+        cluster.stop(keep_logs=not done and not isinstance(sys.exc_info()[1], KeyboardInterrupt))
 
 
 @dataclass
@@ -298,7 +283,7 @@ class Crowd:
             spans = self._random_spans()
             idle += self._pull(reader, quiet, spans).answers
             self.cluster.wait_complete([reader], quiet, COMPLETE_TIMEOUT_S)
-            with workers(1) as pool:
+            with ThreadPoolExecutor(1) as pool:
                 running = pool.submit(all_at_once, partial(self._pull, digest=bulk), self.nodes)
                 time.sleep(0.25 * self.size / self.link)
                 loaded += self._pull(reader, busy, spans).answers

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from netlab import NETWORK, Host, LabError, NetLab, workers
+from netlab import NETWORK, Host, LabError, NetLab
 
 from passel.cli import processes
 from passel.client.exchange import fetch_json, to_socket
@@ -91,7 +92,7 @@ class NetCluster:
             self._write_config(node)
         self._sockets = processes.make_socket_folder(self.state.path)
         self._start_node(self.nodes[0])
-        with workers(4) as pool:
+        with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(self._start_node, self.nodes[1:]))
         words = ["passel.cli.launcher", "--gcs", self._gcs]
         words += ["--config", str(self.nodes[0].folder.config)]

@@ -26,7 +26,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,20 +282,6 @@ class NetLab:
             why = done.stderr.strip() or f"exit code {done.returncode}"
             raise LabError(f"{' '.join(command)} failed: {why}")
         return done.stdout
-
-
-@contextmanager
-def workers(n: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that an interrupted `with` does not wait for: what they wait for is ended
-    by the clean-up that follows.
-    """
-    pool = ThreadPoolExecutor(max_workers=n)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
 
 
 @contextmanager

@@ -65,12 +65,17 @@ class Gateway:
         PlatformCollector(registry=registry)
         cluster = config.cluster or f"passel-{secrets.token_hex(4)}"
         self.context = Context(
-            config, registry, lambda key: self._make_origin(key, cluster), cluster=cluster
+            config,
+            registry,
+            lambda key: self._make_origin(key, cluster),
+            cluster=cluster,
+            node=node or "",
         )
         cache = ManifestCache(config.store.path.parent / "manifests")
         self._services = Services(self.context, cache)
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
+        self._recorder: asyncio.Task[None] | None = None
         self.note: dict[str, Any] = {}
         self._lock: IO[bytes] | None = None
 
@@ -107,7 +112,9 @@ class Gateway:
             bound[f"{kind} {address}"] = _address_of(sock)
             await self._listen(sock, upstream)
         self.context.addresses = list(bound.values())
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.create_task(self._sweep())
+        self._recorder = loop.create_task(self.context.recording.run())
         self._write_note(bound)
 
     def _take_lock(self) -> IO[bytes] | None:
@@ -207,8 +214,9 @@ class Gateway:
             if loop.time() > deadline:
                 break
             await asyncio.sleep(0.02)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for task in (self._sweeper, self._recorder):
+            if task is not None:
+                task.cancel()
         for server in self.context.servers:
             server.abort_all()
         await self.context.close()

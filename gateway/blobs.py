@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from passel.gateway.replies import Header
     from passel.ids import BlobRef
     from passel.store import BlobView
+    from passel.telemetry.recording import ReadNote
 
 #: For how long repeats of a request are answered without looking at grants and store again.
 REPEAT_S = 5.0
@@ -68,17 +69,18 @@ class Blobs:
         await exchange.connection.write(exchange.head(200, fields))
 
     async def _get(self, exchange: Exchange, ref: BlobRef) -> None:
-        view = self._context.reader.view(ref.key)
-        if view is not None:
-            with view:
-                if await self._hit(exchange, ref, view):
-                    return
-        with self._context.miss_slot(exchange.client):
-            await self._miss(exchange, ref)
+        with self._context.recording.read(ref, self._context.node) as note:
+            view = self._context.reader.view(ref.key)
+            if view is not None:
+                with view:
+                    if await self._hit(exchange, ref, view, note):
+                        return
+            with self._context.miss_slot(exchange.client):
+                await self._miss(exchange, ref, note)
 
     # What is here.
 
-    async def _hit(self, exchange: Exchange, ref: BlobRef, view: BlobView) -> bool:
+    async def _hit(self, exchange: Exchange, ref: BlobRef, view: BlobView, note: ReadNote) -> bool:
         """Answer from the store; False when not all of it is there."""
         spans = parse_range(_range_of(exchange, ref), view.size)
         wanted = [(0, view.size)] if spans is None else spans
@@ -93,11 +95,13 @@ class Blobs:
         if len(wanted) != 1:
             if not wanted:
                 raise Refusal(_beyond(view.size))
+            note.ready("local", wanted[0][0], wanted[-1][1])
             await self._parts(exchange, ref, grant, wanted, view.size, None)
             return True
         fields = self._fields(ref, "local", grant)
         start, stop = wanted[0]
         file = PinnedFile(view.fd)
+        note.ready("local", start, stop)
         lead = exchange.head(*_framed(fields, None if spans is None else (start, stop), view.size))
         if stop - start <= SMALL:
             body = os.pread(file.fd, stop - start, start)
@@ -107,7 +111,12 @@ class Blobs:
         else:
             await exchange.connection.send_file(lead, file, start, stop - start)
         self._context.metrics.bytes.labels("local").inc(stop - start)
-        if view.complete and exchange.keep and self._may_repeat(ref):
+        if (
+            view.complete
+            and exchange.keep
+            and self._may_repeat(ref)
+            and not self._context.recording.is_on  # a repeat does not come by here
+        ):
             self._remember(exchange, fields, file, view.size, grant, ranged=spans is not None)
         return True
 
@@ -136,7 +145,7 @@ class Blobs:
 
     # What is not.
 
-    async def _miss(self, exchange: Exchange, ref: BlobRef) -> None:
+    async def _miss(self, exchange: Exchange, ref: BlobRef, note: ReadNote) -> None:
         began = asyncio.get_running_loop().time()
         header = _range_of(exchange, ref)
         first = _first_span(header)
@@ -156,6 +165,8 @@ class Blobs:
             grant = await self._grant(exchange, ref, reading)
             took_s = asyncio.get_running_loop().time() - began
             self._context.metrics.first_byte_s.labels(reading.source).observe(took_s)
+            stop = first[1] if first[1] is not None else reading.size or 0
+            note.ready(reading.source, first[0], stop)
             await self._send(exchange, ref, reading, grant, header)
         finally:
             await reading.close()

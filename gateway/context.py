@@ -18,6 +18,7 @@ from passel.gateway.outages import Outages
 from passel.oci.media import CANONICAL_ACCEPT
 from passel.store import StoreReader
 from passel.telemetry.metrics import gateway_metrics
+from passel.telemetry.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -94,12 +95,15 @@ class Context:
         make_origin: Callable[[str], OriginClient],
         *,
         cluster: str,
+        node: str = "",
     ) -> None:
         self.config = config
         self.registry = registry
         self.cluster = cluster
         self.metrics = gateway_metrics(registry)
         self.reader = StoreReader(config.store.path)
+        self.node = node
+        self.recording = Recording(config.trace, config.store.path, f"gateway-{node or 'node'}")
         limits = config.gateway.limits
         self.door = Door(config.store.path / "peer.sock", limits.peer_wait.total_seconds())
         self.outages = Outages(self.metrics.origin_up)

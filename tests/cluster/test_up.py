@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from conftest import Origin
 from ray_lab import eventually
 
 from passel.cli import processes
+from passel.telemetry import analysis
+from passel.telemetry.trace import export, info, read_trace
 
 pytestmark = pytest.mark.cluster
 
@@ -212,6 +215,44 @@ def test_a_cluster_in_the_foreground_ends_with_its_command(
         assert traces.left() == ALL_TRACES
         command.send_signal(number)
     eventually(lambda: not traces.left(), 40)
+
+
+def test_a_running_cluster_is_recorded_for_a_while(
+    state: Path, config: Path, origin: Origin
+) -> None:
+    done = passel(
+        "up", "--config", str(config), "--nodes", "3", "--zones", "2", "--state", str(state)
+    )
+    assert done.returncode == 0, done.stderr
+    data = os.urandom(9_000_000)
+    digest = origin.put(data)
+    trace = state.parent / "live.parquet"
+    words = ["trace", "record", "-o", str(trace), "--for", "8 s", "--state", str(state)]
+    with subprocess.Popen([PASSEL, *words], stderr=subprocess.PIPE, text=True) as recording:
+        eventually(lambda: len(list(state.rglob("RECORD"))) == 3, 20)
+        time.sleep(1.5)  # the processes look once a second
+        for node in status(state)["nodes"]:
+            url = f"{node['gateway']}/v2/org/app/blobs/{digest}?ns=lab&token=s3cret"
+            for _ in range(2):
+                with urllib.request.urlopen(url, timeout=60) as answer:
+                    assert len(answer.read()) == len(data)
+        assert recording.wait(60) == 0, recording.communicate()
+    table = read_trace(trace)
+    by_source = analysis.bytes_by_source(table)
+    assert by_source["origin"] == len(data), "every byte from the origin, once"
+    assert by_source["peer"] + by_source["seed"] == 2 * len(data)
+    assert analysis.cross_zone_bytes(table) == len(data)
+    reads = analysis.rows_of(table, "read")
+    assert reads.num_rows == 6
+    assert set(reads["outcome"].to_pylist()) == {"ok"}
+    assert reads["source"].to_pylist().count("local") >= 3, "the second time it is here"
+    assert set(analysis.who_fed_whom(table).nodes) == {"n1", "n2", "n3"}
+    facts = info(trace)
+    assert (facts.clock, facts.lost) == ("unix", 0)
+    assert facts.kinds["lease"] >= 1
+    assert facts.kinds["epoch"] >= 1
+    rows = "".join(export(trace))
+    assert not {word for word in ("org/app", "s3cret", "ns=", "http") if word in rows}
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(state: Path, config: Path) -> None:

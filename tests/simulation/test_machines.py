@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from swarm_world import World
 
 from passel.core.messages import Role
+from passel.sim.world import Setup, World
 
 MIB = 1 << 20
 
@@ -15,7 +15,7 @@ def finished(world: World) -> bool:
 
 
 def test_one_cold_read_moves_one_first_request_and_then_the_rest() -> None:
-    world = World(n_peers=3)
+    world = World(Setup(n_peers=3))
     ref = world.blob("b", 40 * MIB)
     read = world.read("p1", ref, 5000, 9096)
     world.run(0.2)
@@ -23,27 +23,27 @@ def test_one_cold_read_moves_one_first_request_and_then_the_rest() -> None:
     assert log.done_at is not None
     assert log.done_at < 0.05, "latency of the origin 20 ms, of one piece 10 ms"
     world.run(5)
-    assert world.origin_bytes[ref.id] == 40 * MIB
+    assert world.origin_bytes == 40 * MIB
     assert ref.digest in world.nodes["p1"].done, "the rest of the blob came in the background"
 
 
 @pytest.mark.parametrize("zones", [1, 2, 4])
 @pytest.mark.parametrize("seed", range(5))
 def test_crowd_reads_the_origin_once_and_each_zone_once(zones: int, seed: int) -> None:
-    world = World(n_peers=8, zones=zones, seed=seed)
+    world = World(Setup(n_peers=8, zones=zones, seed=seed))
     size = 64 * MIB + 12345
     ref = world.blob("b", size)
     for name in list(world.nodes):
         world.read(name, ref)
     world.run(30)
     assert finished(world)
-    assert world.origin_bytes[ref.id] == size
+    assert world.origin_bytes == size
     assert world.cross_zone_bytes == size * (zones - 1)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_lazy_pattern_everybody_reads_the_same_scattered_ranges(seed: int) -> None:
-    world = World(n_peers=8, zones=2, seed=seed)
+    world = World(Setup(n_peers=8, zones=2, seed=seed))
     size = 300 * MIB
     ref = world.blob("b", size)
     for name in list(world.nodes):
@@ -53,47 +53,47 @@ def test_lazy_pattern_everybody_reads_the_same_scattered_ranges(seed: int) -> No
     world.check()
     assert finished(world)
     assert max(log.done_at - log.started_at for log in world.reads.values()) < 3
-    assert world.origin_bytes[ref.id] == size
+    assert world.origin_bytes == size
     assert world.cross_zone_bytes == size
 
 
 def test_huge_blob_first_request_is_no_whole_piece_and_no_byte_comes_twice() -> None:
-    world = World(n_peers=2, origin_rate=2e9, rate=2e9)
+    world = World(Setup(n_peers=2, origin_rate=2e9, rate=2e9))
     size = 5000 * MIB + 17
     ref = world.blob("b", size)
     read = world.read("p1", ref, 3 * MIB + 5, 3 * MIB + 4101)
     world.run(120, check=False)
     assert world.reads[read].done_at is not None
-    assert world.origin_bytes[ref.id] == size
+    assert world.origin_bytes == size
 
 
 def test_second_crowd_does_not_ask_the_origin() -> None:
-    world = World(n_peers=4)
+    world = World(Setup(n_peers=4))
     ref = world.blob("b", 10 * MIB)
     world.read("p1", ref)
     world.run(5)
-    before = world.origin_requests
+    before = world.origin.n_requests
     for name in ("p2", "p3"):
         world.read(name, ref)
     world.run(10)
     assert finished(world)
-    assert world.origin_requests == before
+    assert world.origin.n_requests == before
 
 
 def test_no_seed_then_one_of_the_readers_fetches() -> None:
-    world = World(n_peers=3, seeds=0)
+    world = World(Setup(n_peers=3, seeds=0))
     ref = world.blob("b", 9 * MIB)
     for name in list(world.nodes):
         world.read(name, ref)
     world.run(10)
     assert finished(world)
-    assert world.origin_bytes[ref.id] == 9 * MIB
+    assert world.origin_bytes == 9 * MIB
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("at", [0.03, 0.2, 0.4])
 def test_dead_lease_holder_is_replaced_and_comes_back(seed: int, at: float) -> None:
-    world = World(n_peers=5, zones=2, seed=seed)
+    world = World(Setup(n_peers=5, zones=2, seed=seed))
     size = 64 * MIB
     ref = world.blob("b", size)
     for name in ("p1", "p2", "p3", "p4"):
@@ -105,14 +105,14 @@ def test_dead_lease_holder_is_replaced_and_comes_back(seed: int, at: float) -> N
     world.run(at + 30)
     assert finished(world)
     # What the dead one had comes back with its disk; only what was in flight is read again.
-    assert world.origin_bytes[ref.id] <= size + 4 * MIB
+    assert world.origin_bytes <= size + 4 * MIB
     world.check()
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("at", [0.0, 0.025, 0.3])
 def test_shard_dies_and_is_rebuilt_from_announcements(seed: int, at: float) -> None:
-    world = World(n_peers=5, zones=2, seed=seed)
+    world = World(Setup(n_peers=5, zones=2, seed=seed))
     size = 64 * MIB
     ref = world.blob("b", size)
     for name in ("p1", "p2", "p3", "p4"):
@@ -121,7 +121,7 @@ def test_shard_dies_and_is_rebuilt_from_announcements(seed: int, at: float) -> N
     world.kill_shard(1.0)
     world.run(at + 30)
     assert finished(world)
-    assert world.origin_bytes[ref.id] <= size + 2 * MIB
+    assert world.origin_bytes <= size + 2 * MIB
 
 
 def test_read_across_the_death_of_a_shard_when_others_hold_the_blob_whole() -> None:
@@ -129,7 +129,7 @@ def test_read_across_the_death_of_a_shard_when_others_hold_the_blob_whole() -> N
 
     Once its plan went out before any word on the size, and was thrown away for ever.
     """
-    world = World(n_peers=4)
+    world = World(Setup(n_peers=4))
     ref = world.blob("b", 20 * MIB)
     world.read("p1", ref)
     world.run(3)
@@ -137,13 +137,13 @@ def test_read_across_the_death_of_a_shard_when_others_hold_the_blob_whole() -> N
     read = world.read("p2", ref)
     world.run(10)
     assert world.reads[read].done_at is not None
-    assert world.origin_bytes[ref.id] == 20 * MIB
+    assert world.origin_bytes == 20 * MIB
 
 
 def test_a_read_that_nothing_can_serve_ends_within_its_patience() -> None:
-    world = World(n_peers=2)
+    world = World(Setup(n_peers=2))
     ref = world.blob("b", MIB)
-    world.shard_alive = False
+    world.shards[0].die()
     read = world.read("p1", ref)
     world.run(40)
     assert world.reads[read].refusal is not None
@@ -151,19 +151,19 @@ def test_a_read_that_nothing_can_serve_ends_within_its_patience() -> None:
 
 
 def test_child_dies_and_the_others_finish() -> None:
-    world = World(n_peers=5)
+    world = World(Setup(n_peers=5))
     ref = world.blob("b", 64 * MIB)
     for name in ("p1", "p2", "p3", "p4"):
         world.read(name, ref)
     world.run(0.3)
     world.kill_peer("p2")
     world.run(20)
-    assert all(log.done_at for n, log in world.reads.items() if world.node_of_read[n] != "p2")
-    assert world.origin_bytes[ref.id] == 64 * MIB
+    assert all(log.done_at for n, log in world.reads.items() if log.node != "p2")
+    assert world.origin_bytes == 64 * MIB
 
 
 def test_liar_is_found_out_and_nobody_serves_its_bytes() -> None:
-    world = World(n_peers=6, seed=3)
+    world = World(Setup(n_peers=6, seed=3))
     ref = world.blob("b", 32 * MIB)
     world.read("p1", ref)
     world.run(5)
@@ -176,27 +176,27 @@ def test_liar_is_found_out_and_nobody_serves_its_bytes() -> None:
 
 def test_origin_with_wrong_bytes_is_found_out_and_not_asked_for_ever() -> None:
     """A reader sees the origin's own bytes, or an error; nothing of it is ever called complete."""
-    world = World(n_peers=2)
+    world = World(Setup(n_peers=2))
     ref = world.blob("b", 64 * MIB)
-    world.corrupt_origin.add(ref.id)
+    world.origin.corrupt.add(ref.id)
     world.read("p1", ref)
     world.run(60)
     assert not any(ref.digest in node.done for node in world.nodes.values())
-    asked = world.origin_bytes[ref.id]
+    asked = world.origin_bytes
     assert asked <= 8 * 64 * MIB
     world.run(120)
-    assert world.origin_bytes[ref.id] == asked
+    assert world.origin_bytes == asked
 
 
 def test_refusals_of_the_origin_reach_the_reader() -> None:
-    world = World(n_peers=3)
+    world = World(Setup(n_peers=3))
     gone = world.blob("gone", MIB)
-    world.missing.add(gone.id)
+    world.origin.missing.add(gone.id)
     first = world.read("p1", gone)
     world.run(1)
     assert world.reads[first].refusal.status == 404
     private = world.blob("private", 2 * MIB)
-    world.private.add(private.id)
+    world.origin.private.add(private.id)
     without = world.read("p1", private)
     world.run(2)
     assert world.reads[without].refusal.status == 401
@@ -206,7 +206,7 @@ def test_refusals_of_the_origin_reach_the_reader() -> None:
 
 
 def test_full_disk_is_a_passthrough_and_another_peer_fetches() -> None:
-    world = World(n_peers=3)
+    world = World(Setup(n_peers=3))
     world.nodes["p0"].full = True
     world.nodes["p1"].full = True
     ref = world.blob("b", 4 * MIB)
@@ -217,8 +217,8 @@ def test_full_disk_is_a_passthrough_and_another_peer_fetches() -> None:
 
 
 def test_origin_down_is_our_503_within_a_bound() -> None:
-    world = World(n_peers=2)
-    world.origin_down = True
+    world = World(Setup(n_peers=2))
+    world.origin.trouble = "down"
     ref = world.blob("b", MIB)
     read = world.read("p1", ref)
     world.run(3)
@@ -226,16 +226,16 @@ def test_origin_down_is_our_503_within_a_bound() -> None:
 
 
 def test_empty_blob_needs_no_origin() -> None:
-    world = World(n_peers=2)
+    world = World(Setup(n_peers=2))
     ref = world.blob("", 0)
     read = world.read("p1", ref)
     world.run(1)
     assert world.reads[read].done_at is not None
-    assert world.origin_requests == 0
+    assert world.origin.n_requests == 0
 
 
 def test_late_joiner_gets_everything_from_peers() -> None:
-    world = World(n_peers=3)
+    world = World(Setup(n_peers=3))
     ref = world.blob("b", 20 * MIB)
     world.read("p1", ref)
     world.run(3)
@@ -244,4 +244,4 @@ def test_late_joiner_gets_everything_from_peers() -> None:
     read = world.read("p9", ref)
     world.run(10)
     assert world.reads[read].done_at is not None
-    assert world.origin_bytes[ref.id] == 20 * MIB
+    assert world.origin_bytes == 20 * MIB

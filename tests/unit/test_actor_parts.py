@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from swarm_world import a_digest
+from blob_names import a_digest
 
 from passel.actors.controller import choose_seeds, place_of
 from passel.actors.door import Reader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,20 @@ def passel(*words: str) -> subprocess.CompletedProcess[str]:
         (["demo", "--size", "12 parsecs"], "KiB, MiB, GiB"),
         (["demo", "--nodes", "1"], "--zones must be at most --nodes (1), got 2"),
         (["up", "--state", "/dev/null"], "/dev/null is not a folder"),
+        (["sim", "--nodes", "0"], "--nodes: expected 1 to 100000, got 0"),
+        (["sim", "--nodes", "3", "--zones", "4"], "--zones: expected at most nodes (3), got 4"),
+        (["sim", "--trunk", "0 Gbit/s"], "--trunk: expected more than 0 bit/s"),
+        (["sim", "--link", "10"], "--link: expected a number and one of kbit/s"),
+        (["sim", "--policy", "magic"], "--policy: expected one of passel"),
+        (["sim", "--faults", "melt p1"], "--faults: expected crash|slow"),
+        (["sim", "--arrival", "trace /nowhere"], "/nowhere: no such file"),
+        (["sim", "--compare", "/nowhere.json"], "--compare: expected"),
+        (["sim", "--profile", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["sim", "plan", "--within", "soon"], "--within: expected a number and one of ms"),
+        (["sim", "plan", "--within", "1 ms", "--nodes", "4"], "origin takes that long"),
+        (["trace", "info", "/nowhere"], "/nowhere: no such file"),
+        (["trace", "info", __file__], "torn or no trace"),
+        (["trace", "record", "-o", "x", "--for", "ever"], "--for: expected a number"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_exit_code_2(words: list[str], said: str) -> None:
@@ -67,7 +82,7 @@ def test_no_command_is_the_help_and_nothing_else() -> None:
 
 def test_what_is_not_built_is_not_promised() -> None:
     names = {"up", "down", "status", "get", "demo", "config", "node"}
-    names |= {"preheat", "jobs", "ls", "rm", "fsck"}
+    names |= {"preheat", "jobs", "ls", "rm", "fsck", "sim", "trace"}
     assert {
         command.name or command.callback.__name__ for command in main.app.registered_commands
     } | {group.name for group in main.app.registered_groups} == names
@@ -249,3 +264,38 @@ def test_a_table_has_whole_cells_when_it_is_piped(capsys: pytest.CaptureFixture[
     assert head.split()[:3] == ["node", "gateway", "column"]
     assert row.split() == " ".join(cells).split()
     assert "\x1b" not in head + row
+
+
+def test_sim_prints_facts_and_writes_a_trace_that_can_be_compared(tmp_path: Path) -> None:
+    trace, facts = tmp_path / "t.parquet", tmp_path / "facts.json"
+    words = ["sim", "--nodes", "6", "--zones", "2", "--blob", "3 MiB"]
+    done = passel(*words, "--trace", str(trace), "--json")
+    assert done.returncode == 0, done.stderr
+    facts.write_text(done.stdout)
+    found = json.loads(done.stdout)
+    assert found["finished"] == 6
+    assert found["bytes"]["origin"] == 3 << 20
+    assert found["bound"]["binding"] == "origin"
+    for other in (trace, facts):
+        table = passel(*words, "--compare", str(other))
+        assert table.returncode == 0, table.stderr
+        assert "compared" in table.stdout
+        assert table.stdout.count("6 of 6") == 2
+    told = json.loads(passel("trace", "info", str(trace), "--json").stdout)
+    assert told["kinds"]["piece"] == 6 * 3
+    assert told["rollout"]["makespan_s"] == pytest.approx(found["makespan_s"], abs=1e-6)
+    merged = tmp_path / "m.parquet"
+    assert passel("trace", "merge", str(trace), "-o", str(merged)).returncode == 0
+    lines = passel("trace", "export", str(merged)).stdout.splitlines()
+    assert len(lines) == told["rows"]
+
+
+def test_policies_are_compared_like_with_like() -> None:
+    names = ("passel", "kraken-like", "direct")
+    options = [word for name in names for word in ("--policy", name)]
+    done = passel("sim", "--nodes", "40", "--zones", "2", "--blob", "16 MiB", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert [each["policy"] for each in facts] == list(names)
+    assert {each["engine"] for each in facts} == {"rounds"}
+    assert facts[0]["makespan_s"] < facts[1]["makespan_s"] < facts[2]["makespan_s"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swarm_world import a_ref
+from blob_names import a_ref
 
 from passel.core import bitfield
 from passel.core.messages import (

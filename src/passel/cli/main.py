@@ -16,7 +16,7 @@ except ImportError:
     from click import exceptions as click  # type: ignore[no-redef]
 
 from passel._version import __version__
-from passel.cli import cluster, configuring, fsck, getting, node, operating
+from passel.cli import cluster, configuring, fsck, getting, node, operating, simulating, tracing
 from passel.cli.console import INTERRUPTED, USAGE, interrupt_on_signals
 from passel.cli.demo import run
 
@@ -39,6 +39,8 @@ app.command()(fsck.fsck)
 app.command()(run.demo)
 app.add_typer(configuring.app, name="config")
 app.add_typer(node.app, name="node")
+app.add_typer(simulating.app, name="sim")
+app.add_typer(tracing.app, name="trace")
 
 
 def _version(wanted: bool) -> None:

@@ -54,8 +54,6 @@ def main() -> int:
         plasma_store_socket_name=str(options.sockets / f"{name}.plasma"),
         raylet_socket_name=str(options.sockets / f"{name}.raylet"),
         include_dashboard=False,
-        # It would read the logs of all nodes of this machine, once per node, for drivers that ask.
-        include_log_monitor=False,  # type: ignore[arg-type] # Ray says str, and asks its truth
         no_monitor=True,
     )
     node = Node(parameters, head=options.gcs is None, shutdown_at_exit=False, spawn_reaper=False)

@@ -1,6 +1,6 @@
 """The one YAML file as frozen models, and how it is read."""
 
-from passel.config.load import dump, load, missing_files, parse
+from passel.config.load import build, dump, load, load_as, missing_files, parse, parse_as
 from passel.config.sections import (
     Config,
     GatewayConfig,
@@ -10,6 +10,7 @@ from passel.config.sections import (
     SchedulerConfig,
     SeedsConfig,
     StoreConfig,
+    TraceConfig,
     UpstreamConfig,
 )
 from passel.config.units import (
@@ -29,13 +30,17 @@ __all__ = [
     "SchedulerConfig",
     "SeedsConfig",
     "StoreConfig",
+    "TraceConfig",
     "UpstreamConfig",
+    "build",
     "dump",
     "duration_text",
     "host_port",
     "load",
+    "load_as",
     "missing_files",
     "parse",
+    "parse_as",
     "parse_duration",
     "parse_size",
     "size_text",

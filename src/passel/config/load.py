@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -29,6 +29,7 @@ VALUES_MAX = 20_000
 MISTAKES_MAX = 50
 
 Way = tuple["str | int", ...]
+S = TypeVar("S", bound=Section)
 
 _EXPECTED = {
     "model_type": "expected a mapping (key: value)",
@@ -47,6 +48,11 @@ def load(path: str | os.PathLike[str]) -> Config:
 
     Raises ConfigError with one line per mistake.
     """
+    return load_as(Config, path)
+
+
+def load_as(model: type[S], path: str | os.PathLike[str]) -> S:
+    """A file of another kind, read in the same way and with the same sentences."""
     file = Path(path)
     try:
         with file.open("rb") as stream:
@@ -61,28 +67,46 @@ def load(path: str | os.PathLike[str]) -> Config:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{file}:{line}: expected UTF-8 text, got something else") from error
-    return parse(text, source=str(file), folder=file.absolute().parent)
+    return parse_as(model, text, source=str(file), folder=file.absolute().parent)
 
 
 def parse(text: str, *, source: str = "<text>", folder: Path | None = None) -> Config:
     """The configuration in `text`; `source` names it in messages, `folder` is where paths start."""
+    return parse_as(Config, text, source=source, folder=folder)
+
+
+def parse_as(model: type[S], text: str, *, source: str = "<text>", folder: Path | None = None) -> S:
+    """A text of another kind, see `load_as`."""
     document = _read(text, source)
     data = {} if document.data is None else document.data
     context: dict[str, object] = {"folder": folder}
     errors: list[ErrorDetails] = []
     try:
-        config = Config.model_validate(data, context=context)
+        section = model.model_validate(data, context=context)
         if not document.mistakes:
-            return config
+            return section
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        errors += _behind(data, errors, context)
-    mistakes = document.mistakes + [_mistake(document, error) for error in errors]
+        errors += _behind(model, data, errors, context)
+    mistakes = document.mistakes + [_mistake(model, document, error) for error in errors]
     mistakes = sorted(dict.fromkeys(mistakes))
     lines = [f"{source}:{line}: {sentence}" for line, sentence in mistakes[:MISTAKES_MAX]]
     if len(mistakes) > MISTAKES_MAX:
         lines.append(f"{source}: and {len(mistakes) - MISTAKES_MAX} mistakes more")
     raise ConfigError("\n".join(lines)) from None
+
+
+def build(model: type[S], data: dict[str, object]) -> S:
+    """A section from values that were not read from a file, such as a command's options.
+
+    Raises ConfigError with one line per mistake, which begins with the key.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        document = _Document(written={(key,): _clean(str(value)) for key, value in data.items()})
+        lines = [_mistake(model, document, each)[1] for each in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
 def dump(config: Config) -> str:
@@ -212,7 +236,7 @@ def _clean(text: str) -> str:
 
 
 def _behind(
-    data: object, errors: list[ErrorDetails], context: dict[str, object]
+    model: type[Section], data: object, errors: list[ErrorDetails], context: dict[str, object]
 ) -> list[ErrorDetails]:
     """The mistakes that pydantic did not get to, because relations are checked last.
 
@@ -234,7 +258,7 @@ def _behind(
         elif not any(way[:1] == (key,) for way in wrong):
             kept[key] = value
     try:
-        Config.model_validate(kept, context=context)
+        model.model_validate(kept, context=context)
     except ValidationError as error:
         return error.errors(include_url=False)
     return []
@@ -250,7 +274,7 @@ def _names_only(name: object, upstream: object, wrong: set[Way]) -> dict[str, ob
     }
 
 
-def _mistake(document: _Document, error: ErrorDetails) -> tuple[int, str]:
+def _mistake(model: type[Section], document: _Document, error: ErrorDetails) -> tuple[int, str]:
     """Line and sentence."""
     way = error["loc"]
     is_key = way[-1:] == ("[key]",)
@@ -259,15 +283,15 @@ def _mistake(document: _Document, error: ErrorDetails) -> tuple[int, str]:
     written = document.written.get(way)
     if is_key:
         written = _clean(str(way[-1]))
-    return document.line(way), f"{_dotted(way)}: {_sentence(way, error, written)}"
+    return document.line(way), f"{_dotted(way)}: {_sentence(model, way, error, written)}"
 
 
-def _sentence(way: Way, error: ErrorDetails, written: str | None) -> str:
+def _sentence(model: type[Section], way: Way, error: ErrorDetails, written: str | None) -> str:
     kind = error["type"]
     if kind == "relation":
         return error["msg"]
     if kind == "extra_forbidden":
-        return _unknown_key(way)
+        return _unknown_key(model, way)
     if kind == "missing":
         return "is missing"
     expected = _expected(error)
@@ -304,8 +328,8 @@ def _bound(value: object, given: object) -> str:
     return str(value)
 
 
-def _unknown_key(way: Way) -> str:
-    section = _section_at(way[:-1])
+def _unknown_key(model: type[Section], way: Way) -> str:
+    section = _section_at(model, way[:-1])
     names = list(section.model_fields) if section is not None else []
     key = str(way[-1])
     near = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1, cutoff=0.5)
@@ -314,10 +338,10 @@ def _unknown_key(way: Way) -> str:
     return f"unknown key, expected one of {', '.join(names)}"
 
 
-def _section_at(way: Way) -> type[Section] | None:
+def _section_at(model: type[Section], way: Way) -> type[Section] | None:
     """The model of the section that `way` leads to."""
-    section: type[Section] | None = Config
-    annotation: Any = Config
+    section: type[Section] | None = model
+    annotation: Any = model
     for step in way:
         if section is not None:
             known = section.model_fields.get(str(step))

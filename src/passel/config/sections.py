@@ -246,6 +246,17 @@ class SeedsConfig(Section):
     """The Ray node label whose value `seed` gives a node the role."""
 
 
+class TraceConfig(Section):
+    """The record of single reads, pieces, leases and epochs, for `passel trace`."""
+
+    record: Switch = False
+    """Record from the start on. `passel trace record` does it for a while instead."""
+    path: FilePath | None = None
+    """The folder. Left out, it is `trace` in the store's."""
+    capacity: Annotated[Size, Field(ge=1024 * KIB)] = ByteSize(256 * 1024 * KIB)
+    """Bytes that one process keeps; its oldest files go."""
+
+
 class LoggingConfig(Section):
     """What passel's processes write about themselves."""
 
@@ -279,6 +290,8 @@ class Config(Section):
     """The shards."""
     seeds: SeedsConfig = SeedsConfig()
     """Back to source."""
+    trace: TraceConfig = TraceConfig()
+    """Recording."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
 

@@ -76,7 +76,8 @@ class CompleteCopies:
     def __init__(self, size: int, digests: bytes) -> None:
         self.size = size
         self.digests = digests
-        self.holders: set[PeerId] = set()
+        #: In the order in which they came: an order of hashes would reach the graph.
+        self.holders: dict[PeerId, None] = {}
 
 
 class ShardMachine:
@@ -98,7 +99,7 @@ class ShardMachine:
         self.swarms: dict[BlobId, Swarm] = {}
         self.copies: dict[Digest, CompleteCopies] = {}
         self.traffic = Traffic()
-        self._by_digest: dict[Digest, set[BlobId]] = {}
+        self._by_digest: dict[Digest, dict[BlobId, None]] = {}
         self._active: dict[BlobId, None] = {}
         self._turn = 1
         self._next_token = incarnation * TOKENS_PER_INCARNATION
@@ -244,7 +245,7 @@ class ShardMachine:
             copies = self.copies.get(item.digest)
             if copies is None or copies.size != item.size:
                 copies = self.copies[item.digest] = CompleteCopies(item.size, item.digests)
-            copies.holders.add(peer)
+            copies.holders[peer] = None
             for blob in self._by_digest.get(item.digest, ()):
                 self._add_copies(self.swarms[blob], copies, (peer,))
                 dirty[blob] = None
@@ -299,7 +300,7 @@ class ShardMachine:
         if upstream is None:
             copies = self.copies.get(digest)
             if copies is not None:
-                copies.holders.discard(peer)
+                copies.holders.pop(peer, None)
                 if not copies.holders:
                     del self.copies[digest]
             blobs: Iterable[BlobId] = self._by_digest.get(digest, ())
@@ -324,6 +325,7 @@ class ShardMachine:
             row.ranges = item.urgent
         else:
             row.urgent = swarm.pieces_of(item.urgent) & ~row.have
+            swarm.unserved[peer] = None
             self._say_stat(swarm, peer, row, now)
         self._wake(swarm, now)
         dirty[swarm.key.id] = None
@@ -482,6 +484,8 @@ class ShardMachine:
         """See to it that what nobody holds is being fetched, by one peer."""
         if now < self._quiet_until:
             return
+        if swarm.is_provided_for:
+            return
         needed = self._needed(swarm, now)
         lease = swarm.lease
         if lease is not None:
@@ -529,8 +533,9 @@ class ShardMachine:
         self._lease(swarm, now)
         if swarm.geometry is None:
             return
+        waiting = swarm.waiting()
         demanded = 0
-        for peer, row in swarm.rows.items():
+        for peer, row in waiting:
             edges: list[Edge] = []
             for piece in bitfield.pieces(row.urgent & ~row.coming_bits & ~row.have):
                 edge = self._urgent_edge(swarm, peer, row, piece)
@@ -555,18 +560,23 @@ class ShardMachine:
         queue at its only holder.
         """
         zone = self.peers[child].zone
+        known: dict[PeerId, int | None] = {child: None}
         near: list[tuple[float, PeerId, bool]] = []
         far: list[tuple[float, PeerId, bool]] = []
-        for peer, other in swarm.rows.items():
+        # All rows are looked at for every client of a crowd: what is the same for all comes first.
+        everything = swarm.geometry.all_pieces if swarm.geometry is not None else 0
+        holder = None if swarm.lease is None else swarm.lease.holder
+        draws = self._rng.random(len(swarm.rows)).tolist()
+        for draw, (peer, other) in zip(draws, swarm.rows.items(), strict=True):
             if peer == child or peer in row.banned:
                 continue
             is_near = self.peers[peer].zone == zone
-            cost = self.traffic.up.outstanding.get(peer, 0) + float(self._rng.random())
-            if swarm.is_source(peer):
+            cost = self.traffic.up.outstanding.get(peer, 0) + draw
+            if peer == holder or other.have == everything:
                 cost += SOURCE_COST
             if other.have >> piece & 1:
                 (near if is_near else far).append((cost, peer, False))
-            elif is_near and (hops := self._hops(swarm, peer, child, piece)) is not None:
+            elif is_near and (hops := self._hops(swarm, peer, piece, known)) is not None:
                 near.append((cost + hops, peer, True))
         if near or far:
             _, parent, waits = min(near or far)
@@ -576,31 +586,44 @@ class ShardMachine:
             return None
         return Edge(piece, lease.holder, swarm.digest(piece), wait=True, authority=True)
 
-    def _hops(self, swarm: Swarm, peer: PeerId, child: PeerId, piece: int) -> int | None:
-        """Over how many peers the piece comes to `peer`; None if from `child`, or not at all."""
-        for hops in range(1, len(swarm.rows) + 1):
+    def _hops(
+        self, swarm: Swarm, peer: PeerId, piece: int, known: dict[PeerId, int | None]
+    ) -> int | None:
+        """Over how many peers the piece comes to `peer`; None if from a child, or not at all.
+
+        `known` has the child itself, and what was found out about others who wait for the piece.
+        """
+        way: list[PeerId] = []
+        while peer not in known:
             coming = swarm.rows[peer].coming.get(piece) if peer in swarm.rows else None
             if coming is None:
-                return None if hops == 1 else hops - 1
-            if coming.parent == child:
-                return None
+                break
+            way.append(peer)
+            known[peer] = None  # whoever waits in a circle gets nothing
             peer = coming.parent
-        return None
+        hops = known.get(peer, 0 if way else None)
+        for each in reversed(way):
+            hops = None if hops is None else hops + 1
+            known[each] = hops
+        return hops
 
     def _demand(self, swarm: Swarm, pieces: int, now: float) -> None:
         """Tell the lease-holder what clients wait for; again every quarter of a second."""
         lease = swarm.lease
         if lease is None or lease.todo is None or swarm.geometry is None:
             return
+        if not pieces and now < lease.demanded_at + 0.25:
+            return
         for row in swarm.rows.values():
-            for piece, coming in row.coming.items():
-                if coming.urgent and coming.parent == lease.holder:
-                    pieces |= 1 << piece
+            if row.urgent & row.coming_bits:
+                for piece, coming in row.coming.items():
+                    if coming.urgent and coming.parent == lease.holder:
+                        pieces |= 1 << piece
         pieces &= lease.todo
         if not pieces & ~lease.demanded and now < lease.demanded_at + 0.25:
             return
+        lease.demanded, lease.demanded_at = pieces, now
         if pieces:
-            lease.demanded, lease.demanded_at = pieces, now
             spans = tuple(swarm.geometry.span(piece) for piece in bitfield.pieces(pieces))
             self._say(lease.holder, Demand(swarm.key.id, lease.token, spans[:256]))
 
@@ -637,7 +660,7 @@ class ShardMachine:
                 if swarm.is_wanted:
                     self._wake(swarm, now)
         for digest, copies in list(self.copies.items()):
-            copies.holders.discard(peer)
+            copies.holders.pop(peer, None)
             if not copies.holders:
                 del self.copies[digest]
         self.peers.pop(peer, None)
@@ -652,7 +675,7 @@ class ShardMachine:
         swarm = self.swarms.get(key.id)
         if swarm is None:
             swarm = self.swarms[key.id] = Swarm(key, self.traffic, touched_at=now)
-            self._by_digest.setdefault(key.digest, set()).add(key.id)
+            self._by_digest.setdefault(key.digest, {})[key.id] = None
             copies = self.copies.get(key.digest)
             if copies is not None:
                 self._add_copies(swarm, copies, copies.holders)
@@ -718,7 +741,7 @@ class ShardMachine:
         for swarm in sorted(idle, key=lambda s: s.touched_at)[:surplus]:
             del self.swarms[swarm.key.id]
             names = self._by_digest[swarm.key.digest]
-            names.discard(swarm.key.id)
+            names.pop(swarm.key.id, None)
             if not names:
                 del self._by_digest[swarm.key.digest]
 

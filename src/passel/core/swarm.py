@@ -155,6 +155,9 @@ class Swarm:
     #: Pieces that somebody alive holds: the union of all rows.
     held: int = 0
     rows: dict[PeerId, Row] = field(default_factory=dict)
+    #: Peers that may have an urgent piece without a parent: a crowd that pulls in bulk has few, and
+    #: every report of every member asks for them.
+    unserved: dict[PeerId, None] = field(default_factory=dict)
     lease: LeaseState | None = None
     #: Pieces of peers that died a moment ago, and when: their disks may be back soon.
     ghosts: dict[PeerId, tuple[int, float]] = field(default_factory=dict)
@@ -178,9 +181,10 @@ class Swarm:
             return
         self.geometry = Geometry.of(size)
         self.digests = bytearray(DIGEST_BYTES * self.geometry.n_pieces)
-        for row in self.rows.values():
+        for peer, row in self.rows.items():
             row.urgent |= self.pieces_of(row.ranges) & ~row.have
             row.ranges = ()
+            self.unserved[peer] = None
 
     def pieces_of(self, ranges: tuple[tuple[int, int], ...]) -> int:
         assert self.geometry is not None
@@ -235,6 +239,8 @@ class Swarm:
         if coming is not None:
             row.coming_bits &= ~(1 << piece)
             self.traffic.add(child, coming.parent, -1)
+            if row.urgent >> piece & 1:
+                self.unserved[child] = None
         return coming
 
     def give_up(self, child: PeerId, piece: int) -> None:
@@ -321,6 +327,17 @@ class Swarm:
             return True
         return self.geometry is not None and self.rows[peer].have == self.geometry.all_pieces
 
+    def waiting(self) -> list[tuple[PeerId, Row]]:
+        """Peers with an urgent piece that nobody was asked for yet, and their rows."""
+        found: list[tuple[PeerId, Row]] = []
+        for peer in list(self.unserved):
+            row = self.rows.get(peer)
+            if row is not None and row.urgent & ~row.coming_bits & ~row.have:
+                found.append((peer, row))
+            else:
+                del self.unserved[peer]
+        return found
+
     def recount(self) -> None:
         self.held = 0
         for row in self.rows.values():
@@ -330,6 +347,18 @@ class Swarm:
         """Pieces that this peer wants and has not."""
         assert self.geometry is not None
         return (self.geometry.all_pieces if row.rest else row.urgent) & ~row.have
+
+    @property
+    def is_provided_for(self) -> bool:
+        """Every piece is held or leased: nothing more is to be fetched from the origin."""
+        if self.geometry is None:
+            return False
+        leased = 0
+        if self.lease is not None:
+            if self.lease.todo is None:
+                return False
+            leased = self.lease.todo
+        return (self.held | leased) == self.geometry.all_pieces
 
     @property
     def is_wanted(self) -> bool:
@@ -355,6 +384,8 @@ class Swarm:
                 "own parent",
             )
             assert row.ref is not None or not (row.rest or row.urgent or row.ranges), peer
+            if row.urgent & ~row.coming_bits & ~row.have:
+                assert peer in self.unserved, (peer, "waits, and is not looked at")
         assert held == self.held, "held"
         if self.geometry is None:
             assert not held, "pieces of a blob without a size"

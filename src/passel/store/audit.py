@@ -67,7 +67,7 @@ def _names(folder: Path) -> list[str]:
 def examine(paths: Layout, digest: Digest) -> Finding | None:
     """One blob, read from its first byte to its last; None when it is gone. Raises OSError."""
     try:
-        fd = fileio.open_read(paths.blob(digest))
+        fd = fileio.open_unnoticed(paths.blob(digest))
     except FileNotFoundError:
         return None
     try:

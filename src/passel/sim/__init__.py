@@ -1,0 +1,1 @@
+"""Rollouts in virtual time, decided by the machines and planners of `passel.core` alone."""
