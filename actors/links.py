@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from passel.actors.handles import ShardHandle
+from passel.actors.words import Reply
 from passel.core.messages import (
     Gains,
     PeerEvent,
@@ -43,6 +44,7 @@ class ShardLink:
         self._hurry = False
         self._overflown = False
         self._known = 0
+        self._call: asyncio.Task[Reply] | None = None
         self._heartbeat_s = 1.0
         self.n_calls = 0
 
@@ -66,11 +68,15 @@ class ShardLink:
         """The shard spoke first; False if that was its former life, whose word counts no more."""
         if incarnation < self._known:
             return False
+        if incarnation > self._known and self._call is not None:
+            # It went to the former life and may hang until its deadline. The new one leases to
+            # others what this peer is fetching, if it does not hear of it soon.
+            self._call.cancel()
         self._note(incarnation)
         return True
 
-    def _note(self, incarnation: int) -> None:
-        reborn = self._known not in (0, incarnation) or self._overflown
+    def _note(self, incarnation: int, is_known: bool = True) -> None:
+        reborn = self._known not in (0, incarnation) or self._overflown or not is_known
         self._known = incarnation
         self._overflown = False
         if reborn:
@@ -89,16 +95,28 @@ class ShardLink:
             items, self._items = tuple(self._items), []
             self.n_calls += 1
             try:
-                reply = await self.handle.report(
-                    self._peer, self._incarnation, items, REPORT_TIMEOUT_S
-                )
+                reply = await self._ask(items)
             except PeerUnavailable:
                 self._items[:0] = items
                 self._step(ShardLost(self.shard))
                 await asyncio.sleep(RETRY_S)
                 continue
+            if reply is None:
+                self._items[:0] = items
+                continue
             self._heartbeat_s = reply.heartbeat_s
-            self._note(reply.incarnation)
+            self._note(reply.incarnation, reply.is_known)
             self._step(ShardHeard(self.shard))
             for message in reply.messages:
                 self._step(ShardSaid(message))
+
+    async def _ask(self, items: tuple[ReportItem, ...]) -> Reply | None:
+        """The shard's answer; None if a new life of it spoke up meanwhile."""
+        report = self.handle.report(self._peer, self._incarnation, items, REPORT_TIMEOUT_S)
+        self._call = call = asyncio.get_running_loop().create_task(report)
+        try:
+            await asyncio.wait({call})
+        finally:
+            self._call = None
+            call.cancel()
+        return None if call.cancelled() else call.result()

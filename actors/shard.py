@@ -14,6 +14,7 @@ import numpy as np
 from passel.actors.duties import Duties
 from passel.actors.handles import ControllerHandle, PeerHandle, is_second_life
 from passel.actors.metrics import Publisher
+from passel.actors.outbox import Outbox
 from passel.actors.words import Reply, shard_limits
 from passel.config.load import load
 from passel.config.sections import Config
@@ -37,7 +38,7 @@ from passel.telemetry.series import Measure, shard_measures
 log = logging.getLogger(__name__)
 
 #: A restarted shard waits this long for announcements before it sends anybody to the origin.
-QUIET_S = 1.5
+QUIET_S = 2.0
 DELIVER_TIMEOUT_S = 5.0
 #: Reports per second that a shard lets its peers send when nothing happens.
 HEARTBEATS_PER_S = 500.0
@@ -62,10 +63,9 @@ class Shard:
             now + QUIET_S if is_restart else 0.0,
         )
         self._peers: dict[PeerId, PeerHandle] = {}
-        self._pending: dict[PeerId, list[ShardMessage]] = {}
-        self._senders: set[PeerId] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._duties = Duties(log)
+        self._outbox = Outbox(self._duties, self._deliver, self._life, self._lost)
         # The node's own file says where its store is; what a shard decides follows from the
         # cluster's.
         path = os.environ.get("PASSEL_CONFIG")
@@ -73,7 +73,6 @@ class Shard:
         self._recording = Recording(local.trace, local.store.path, f"shard-{shard}")
         self._duties.start(self._recording.run())
         self.n_reports = 0
-        self.n_delivers = 0
         #: Seconds that the machine took for reports, and for epochs.
         self.handle_s = 0.0
         self.plan_s = 0.0
@@ -92,7 +91,8 @@ class Shard:
         self.n_reports += 1
         mine = self._step(Reported(peer, incarnation, items), peer)
         heartbeat_s = max(1.0, len(self._machine.peers) / HEARTBEATS_PER_S)
-        return Reply(self._incarnation, tuple(mine), heartbeat_s)
+        is_known = self._life(peer) == incarnation
+        return Reply(self._incarnation, is_known, tuple(mine), heartbeat_s)
 
     async def peer_gone(self, peer: PeerId) -> None:
         """The controller says that a peer's node is gone. Idempotent."""
@@ -114,7 +114,7 @@ class Shard:
             "edges": machine.n_edges,
             "leases": machine.n_leases,
             "reports": self.n_reports,
-            "delivers": self.n_delivers,
+            "delivers": self._outbox.n_calls,
             "handle_s": round(self.handle_s, 6),
             "plan_s": round(self.plan_s, 6),
             "us_per_decision": round(
@@ -138,7 +138,7 @@ class Shard:
             return
         self._step(PeersExpected(peers))
         for peer in peers:
-            self._deliver_to(peer)
+            self._outbox.post(peer)
 
     def _step(self, event: ShardEvent, caller: PeerId | None = None) -> list[ShardMessage]:
         # Synchronous on purpose: nothing else of this actor runs between event and messages.
@@ -156,35 +156,26 @@ class Shard:
             if deliver.peer == caller:
                 mine.append(deliver.message)
                 continue
-            self._deliver_to(deliver.peer, deliver.message)
+            self._outbox.post(deliver.peer, deliver.message)
         return mine
 
-    def _deliver_to(self, peer: PeerId, *messages: ShardMessage) -> None:
-        self._pending.setdefault(peer, []).extend(messages)
-        if peer not in self._senders:
-            self._senders.add(peer)
-            self._duties.start(self._sender(peer))
+    async def _deliver(self, peer: PeerId, messages: tuple[ShardMessage, ...]) -> None:
+        handle = self._peers.setdefault(peer, PeerHandle(peer))
+        await handle.deliver(self._shard, self._incarnation, messages, DELIVER_TIMEOUT_S)
 
-    async def _sender(self, peer: PeerId) -> None:
-        """Send what is pending for one peer, one call at a time, then end."""
-        try:
-            handle = self._peers.setdefault(peer, PeerHandle(peer))
-            while (messages := self._pending.pop(peer, None)) is not None:
-                self.n_delivers += 1
-                await handle.deliver(
-                    self._shard, self._incarnation, tuple(messages), DELIVER_TIMEOUT_S
-                )
-        except PeerUnavailable:
-            # It died or restarts: its next life says hello. What it was to get is planned anew.
-            known = self._machine.peers.get(peer)
-            self._pending.pop(peer, None)
-            if known is not None:
-                log.info("peer_lost peer=%s node=%s", peer, known.node)
-                if self._recording.is_on:
-                    self._recording.recorder.fault(time.time(), known.node, "gone")
-                self._step(PeerGone(peer, known.incarnation))
-        finally:
-            self._senders.discard(peer)
+    def _life(self, peer: PeerId) -> int | None:
+        known = self._machine.peers.get(peer)
+        return None if known is None else known.incarnation
+
+    def _lost(self, peer: PeerId, incarnation: int) -> None:
+        """It died or restarts: its next life says hello. What it was to get is planned anew."""
+        known = self._machine.peers.get(peer)
+        if known is None or known.incarnation != incarnation:
+            return
+        log.info("peer_lost peer=%s node=%s", peer, known.node)
+        if self._recording.is_on:
+            self._recording.recorder.fault(time.time(), known.node, "gone")
+        self._step(PeerGone(peer, incarnation))
 
     def _rearm(self) -> None:
         at = self._machine.next_timer()

@@ -47,9 +47,14 @@ class PeerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a shard answers to a report. A new incarnation knows nothing of earlier reports."""
+    """What a shard answers to a report. A new incarnation knows nothing of earlier reports.
+
+    `is_known`: whether this life of the peer has said hello. A peer that was taken for dead hears
+    so here, and announces itself again.
+    """
 
     incarnation: int
+    is_known: bool
     messages: tuple[ShardMessage, ...]
     heartbeat_s: float
 
@@ -58,7 +63,10 @@ def shard_limits(config: Config) -> ShardLimits:
     """The scheduler's section as plain numbers in base units."""
     scheduler = config.scheduler
     return ShardLimits(
-        epoch_s=scheduler.epoch.total_seconds(), lease_ttl_s=scheduler.lease_ttl.total_seconds()
+        epoch_s=scheduler.epoch.total_seconds(),
+        lease_ttl_s=scheduler.lease_ttl.total_seconds(),
+        revive_s=scheduler.revive.total_seconds(),
+        grace_s=scheduler.revive_bulk.total_seconds(),
     )
 
 

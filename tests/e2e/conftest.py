@@ -41,13 +41,22 @@ def gateway_limits() -> dict[str, str]:
 
 
 @pytest.fixture
-def lab(registry: DockerRegistry, gateway_limits: dict[str, str]) -> Iterator[Lab]:
+def scheduler() -> dict[str, str]:
+    """`scheduler` of the lab; a module may have its own."""
+    return {}
+
+
+@pytest.fixture
+def lab(
+    registry: DockerRegistry, gateway_limits: dict[str, str], scheduler: dict[str, str]
+) -> Iterator[Lab]:
     """Three nodes in two zones, n1 is the seed; the gateways are started by the peers."""
     path = Path(tempfile.mkdtemp(prefix="pe2l"))
     lab = Lab(path, registry.url)
     try:
         listeners = {"listen": ["127.0.0.1:0"], "health": ["127.0.0.1:0"]}
-        lab.start(["a", "a", "b"], {"gateway": {**listeners, "limits": gateway_limits}})
+        gateway = {**listeners, "limits": gateway_limits}
+        lab.start(["a", "a", "b"], {"gateway": gateway, "scheduler": scheduler})
         for node in lab.nodes.values():
             eventually(lambda n=node: gateway_of(n.folder), 30)
         yield lab

@@ -93,7 +93,7 @@ async def test_what_a_simulated_shard_decides_the_production_actor_decides_too(
     def deliver(peer: PeerId, *messages: m.ShardMessage) -> None:
         said.extend((peer, message) for message in messages)
 
-    monkeypatch.setattr(actor, "_deliver_to", deliver)
+    monkeypatch.setattr(actor._outbox, "post", deliver)
     for event, now, expected in log:
         loop.now = now
         said.clear()

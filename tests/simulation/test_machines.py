@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from passel.core.messages import Role
+from passel.core.messages import PeerGone, Role
 from passel.sim.world import Setup, World
 
 MIB = 1 << 20
@@ -203,6 +203,22 @@ def test_refusals_of_the_origin_reach_the_reader() -> None:
     with_rights = world.read("p2", private, sponsor=True)
     world.run(4)
     assert world.reads[with_rights].done_at is not None
+
+
+@pytest.mark.parametrize("at", [0.1, 0.4, 0.8])
+def test_peer_that_was_taken_for_dead_gets_on_within_a_heartbeat(at: float) -> None:
+    """A call to a busy peer ran into its deadline: nothing will make that peer say hello."""
+    world = World(Setup(n_peers=4))
+    ref = world.blob("b", 64 * MIB)
+    for name in list(world.nodes):
+        world.read(name, ref)
+    world.run(at)
+    for name in list(world.nodes):
+        info = world.nodes[name].info
+        world.shards[0].hear_of(PeerGone(info.peer, info.incarnation))
+    world.run(10)
+    assert finished(world)
+    assert world.origin_bytes <= 64 * MIB + 3 * MIB, "what was under way may come again"
 
 
 def test_full_disk_is_a_passthrough_and_another_peer_fetches() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from blob_names import a_ref
 
 from passel.core import bitfield
 from passel.core.messages import (
     Demand,
     FetchSpan,
+    HashPiece,
     Lease,
     LeaseFailed,
     LeaseOpened,
@@ -63,12 +65,41 @@ def test_spans_follow_the_measured_rate() -> None:
     seed.ended(1, None, 0.2)  # 4 MiB in 200 ms: 20 MiB/s
     seed.works[REF.id].todo &= ~bitfield.of_range(0, 4)
     commands, n = seed.pump(0.2, n)
-    assert spans(commands) == [(8 * MIB, 28 * MIB)], "a second of it, while nobody reads lazily"
-    seed.demand(Demand(REF.id, 7, ((0, 1),)), 0.2)
+    assert spans(commands) == [(8 * MIB, 16 * MIB)], "a burst is not taken for a rate"
+    seed.works[REF.id].longest_bytes = 16 * MIB
     seed.ended(2, None, 0.2)
     seed.works[REF.id].todo &= ~bitfield.of_range(0, 8)
-    commands, _ = seed.pump(0.4, n)
-    assert spans(commands) == [(28 * MIB, 33 * MIB)], "a quarter of a second, while somebody does"
+    commands, n = seed.pump(0.2, n)
+    assert spans(commands) == [(16 * MIB, 36 * MIB)], "a second of it, while nobody reads lazily"
+    seed.demand(Demand(REF.id, 7, ((0, 1),)), 0.2)
+    seed.ended(3, None, 0.6)
+    seed.works[REF.id].todo &= ~bitfield.of_range(0, 16)
+    commands, _ = seed.pump(0.6, n)
+    assert spans(commands) == [(36 * MIB, 41 * MIB)], "a quarter of a second, while somebody does"
+
+
+def test_the_rate_goes_down_at_once_and_up_in_steps() -> None:
+    seed = leased(400 * MIB)
+    work = seed.works[REF.id]
+    seed.pump(0.0, 1)
+    seed.ended(1, None, 0.1)
+    assert work.rate_bytes_per_s == pytest.approx(40 * MIB)
+    seed.ended(2, None, 0.4)
+    assert work.rate_bytes_per_s == pytest.approx(10 * MIB)
+
+
+def test_a_piece_that_is_being_hashed_is_not_fetched_again() -> None:
+    seed = SeedMachine(PeerLimits())
+    seed.lease(Lease(REF, 1, None, ((0, 1),), None, 10.0), 0, None, 0, 0.0)
+    seed.pump(0.0, 1)
+    seed.opened(1, 5000 * MIB, True, 0.0)
+    assert seed.got_part(1, 0, MIB) == []
+    seed.ended(1, None, 0.1)
+    commands, n = seed.pump(0.1, 2)
+    assert spans(commands) == [(MIB, 8 * MIB)]
+    assert [type(each) for each in seed.got_part(2, MIB, 8 * MIB)] == [HashPiece]
+    seed.ended(2, None, 0.2)
+    assert seed.pump(0.2, n)[0] == []
 
 
 def test_fenced_off_after_its_time_without_a_word_of_the_shard() -> None:

@@ -235,6 +235,11 @@ class SchedulerConfig(Section):
     reacts sooner and costs more processor time."""
     lease_ttl: PositiveDuration = timedelta(seconds=10)
     """A back-to-source fetcher that reports nothing for this long loses its lease."""
+    revive: PositiveDuration = timedelta(seconds=3)
+    """How long a client waits for a process that died, when nobody else has the piece; then the
+    origin sends it again."""
+    revive_bulk: PositiveDuration = timedelta(seconds=8)
+    """The same for pieces that no client waits for."""
 
 
 class SeedsConfig(Section):

@@ -70,6 +70,8 @@ class LeaseWork:
     #: Pieces that came in parts -> the byte ranges that are there.
     parts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     rate_bytes_per_s: float = 0.0
+    #: The longest span that ended well.
+    longest_bytes: int = 0
     #: When a client last asked for something: bulk keeps out of its way for a moment.
     urgent_at: float = float("-inf")
 
@@ -225,10 +227,12 @@ class SeedMachine:
         if refusal is not None:
             return self.fail(blob, refusal)
         took_s = max(now - span.begun_at, 1e-3)
-        rate = (span.stop - span.start) / took_s
-        work.rate_bytes_per_s = (
-            (work.rate_bytes_per_s + rate) / 2 if work.rate_bytes_per_s else rate
-        )
+        length = span.stop - span.start
+        work.longest_bytes = max(work.longest_bytes, length)
+        # Down at once, up in steps: many origins send the first megabytes of an answer in a burst.
+        rate = length / took_s
+        before = work.rate_bytes_per_s or rate
+        work.rate_bytes_per_s = min(rate, (before + rate) / 2)
         return []
 
     # --- what to fetch next ---------------------------------------------------------------------
@@ -257,7 +261,7 @@ class SeedMachine:
             first = min((start for start, _ in work.ranges), default=0)
             start = first // MIN_PIECE * MIN_PIECE
             return start, start + MIN_PIECE
-        free = work.todo & ~work.in_flight()
+        free = work.todo & ~work.in_flight() & ~self._being_hashed(work)
         if not free or len(work.spans) >= self.limits.spans_per_lease:
             return None
         for piece in work.urgent:
@@ -279,12 +283,16 @@ class SeedMachine:
         """A span from this piece on, over as many free pieces as `length_s` allows."""
         geometry = work.geometry
         assert geometry is not None
-        start, stop = self._gap(work, piece) or geometry.span(piece)
+        gap = self._gap(work, piece)
+        assert gap is not None, "a piece that is all there is not free"
+        start, stop = gap
         if stop < geometry.span(piece)[1]:
             return start, stop
         wished = FIRST_SPAN_BYTES
         if work.rate_bytes_per_s:
-            wished = int(work.rate_bytes_per_s * length_s)
+            # Never far from what was measured: a burst says little about a long answer.
+            sure = max(FIRST_SPAN_BYTES, 2 * work.longest_bytes)
+            wished = min(int(work.rate_bytes_per_s * length_s), sure)
         wished = min(max(wished, geometry.piece_size), LONGEST_SPAN_BYTES)
         run = bitfield.run_length(free, piece)
         for following in range(piece + 1, piece + run):
@@ -292,6 +300,10 @@ class SeedMachine:
                 break
             stop = geometry.span(following)[1]
         return start, stop
+
+    def _being_hashed(self, work: LeaseWork) -> int:
+        """Pieces that came in parts, of which none is missing."""
+        return bitfield.of(piece for piece in work.parts if self._gap(work, piece) is None)
 
     def _gap(self, work: LeaseWork, piece: int) -> tuple[int, int] | None:
         """The first byte range of a piece that has not come, None when all of it is there."""

@@ -74,13 +74,15 @@ class Line:
         self._is_busy = False
         self._schedule(0.0)
 
-    def answered(self, incarnation: int, messages: tuple[m.ShardMessage, ...]) -> None:
+    def answered(
+        self, incarnation: int, is_known: bool, messages: tuple[m.ShardMessage, ...]
+    ) -> None:
         """The shard took the report in; what is for this peer comes back with the answer."""
         node = self.node
         if not node.alive:
             return
         number = self.shard.number
-        self._note(incarnation)
+        self._note(incarnation, is_known)
         node.step(m.ShardHeard(number))
         for message in messages:
             node.step(m.ShardSaid(message))
@@ -95,8 +97,8 @@ class Line:
             for message in messages:
                 self.node.step(m.ShardSaid(message))
 
-    def _note(self, incarnation: int) -> None:
-        reborn = self.known not in (0, incarnation)
+    def _note(self, incarnation: int, is_known: bool = True) -> None:
+        reborn = self.known not in (0, incarnation) or not is_known
         self.known = incarnation
         if reborn:
             self.node.step(m.ShardReborn(self.shard.number))

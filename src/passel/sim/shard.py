@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from passel.sim.world import World
 
 #: The live shell's own number, seconds: how long a restarted shard listens before it leases.
-QUIET_S = 1.5
+QUIET_S = 2.0
 REPORT_TIMEOUT_S = 2.0
 
 
@@ -71,7 +71,9 @@ class Shard:
         self.n_reports += 1
         info = line.node.info
         mine = self.step(m.Reported(info.peer, info.incarnation, items), info.peer)
-        self.world.clock.after(delay_s, line.answered, self.incarnation, mine)
+        known = self.machine.peers.get(info.peer)
+        is_known = known is not None and known.incarnation == info.incarnation
+        self.world.clock.after(delay_s, line.answered, self.incarnation, is_known, mine)
 
     # --- the machine ----------------------------------------------------------------------------
 
