@@ -89,7 +89,12 @@ class Shard:
     async def report(self, peer: PeerId, incarnation: int, items: tuple[ReportItem, ...]) -> Reply:
         """Take in what a peer says; what is for that peer comes back at once. Idempotent."""
         self.n_reports += 1
+        before = self._life(peer)
         mine = self._step(Reported(peer, incarnation, items), peer)
+        if self._life(peer) != before:
+            # Ray takes half a second to look somebody up for the first time. The first word that
+            # is meant for this peer may be one that a client waits for.
+            self._outbox.post(peer)
         heartbeat_s = max(1.0, len(self._machine.peers) / HEARTBEATS_PER_S)
         is_known = self._life(peer) == incarnation
         return Reply(self._incarnation, is_known, tuple(mine), heartbeat_s)

@@ -24,6 +24,9 @@ from passel.core.graph.state import Bits, Flags
 
 #: Pieces that may enter a domain per step before its own peers feed each other.
 ENTRIES_PER_STEP = 4
+#: With fewer than so many peers for every other domain, the source's own has uplinks enough for
+#: one copy of everything to the outside, and not for one to each domain.
+SOURCE_PEERS_PER_DOMAIN = 4
 #: How often a collision of random choices is tried again before the next stage.
 TRIES = 3
 
@@ -50,14 +53,17 @@ def inject(draft: Draft, rng: np.random.Generator) -> None:
 def enter(draft: Draft, rng: np.random.Generator) -> None:
     """Let a few pieces into each domain that lacks them, from anybody but keepers.
 
-    Domains that are ahead of the others give first. One that is behind, as the source's own tends
-    to be when domains are small, gives only what nobody ahead can pass on, and to one domain each:
-    its uplinks are what its own peers wait for.
+    Domains that are ahead of the others give first. One that is behind, and a source's own if it is
+    small, gives only what nobody ahead can pass on, and to one domain each: its uplinks are what
+    its own peers wait for.
     """
     for level in draft.levels:
         if level.n_domains == 1:
             continue
         behind = _behind(level)
+        is_small = level.n_serving < SOURCE_PEERS_PER_DOMAIN * (level.n_domains - 1)
+        own = level.domain[draft.is_source]
+        behind[own] |= is_small[own]
         for gives in (~behind, behind) if behind.any() else (~behind,):
             able = (draft.up > 0) & ~draft.keeper & gives[level.domain]
             for _ in range(TRIES):
