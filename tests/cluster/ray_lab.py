@@ -105,7 +105,10 @@ class LabNode:
 
 
 class Lab:
-    """Several Ray nodes, a controller, peers and one shard; no gateways."""
+    """Several Ray nodes, a controller, peers and one shard; no gateways.
+
+    `origin` is the upstream "lab" of all nodes; with "" they have what `extra` says.
+    """
 
     def __init__(self, folder: Path, origin: str) -> None:
         self.folder = folder
@@ -126,12 +129,14 @@ class Lab:
         folder = self.folder / name
         folder.mkdir(parents=True)
         config: dict[str, Any] = {
-            "upstreams": {"lab": {"api": self.origin, "networks": ["127.0.0.0/8"]}},
-            "default_upstream": "lab",
+            "upstreams": {},
             "store": {"path": str(folder / "store"), "capacity": "1 GiB", "reserve": "0 B"},
             "peer": {"listen": "127.0.0.1:0"},
             "gateway": {"listen": ["127.0.0.1:0"], "health": ["127.0.0.1:0"]},
         }
+        if self.origin:
+            config["upstreams"] = {"lab": {"api": self.origin, "networks": ["127.0.0.0/8"]}}
+            config["default_upstream"] = "lab"
         for section, value in (extra or {}).items():
             known = config.get(section)
             config[section] = {**known, **value} if isinstance(known, dict) else value

@@ -24,6 +24,7 @@ _BOOT = """
 set -e
 mount --make-rprivate /
 hostname {name}
+mount --bind {site} {packages}
 for each in tmp var/lib; do mkdir -p {folder}/$each; mount --bind {folder}/$each /$each; done
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run
@@ -64,15 +65,18 @@ class Network:
         run("ip", "link", "add", self.bridge, "type", "bridge")
         run("ip", "addr", "add", f"{self.address}/24", "dev", self.bridge)
         run("ip", "link", "set", self.bridge, "up")
-        self._packages = self._link_packages()
+        #: On hosts, what this environment has; hosts have folders of their own where it may be.
+        self.packages = folder / "packages"
+        self.packages.mkdir()
+        self._links = self._link_packages()
 
     def _link_packages(self) -> Path:
-        """What this environment has, without passel: hosts get that from the wheel."""
-        folder = self.folder / "packages"
+        """The same without passel: hosts get that from the wheel."""
+        folder = self.folder / "links"
         folder.mkdir()
         for path in Path(sysconfig.get_path("purelib")).iterdir():
             if "passel" not in path.name and path.suffix != ".pth":
-                (folder / path.name).symlink_to(path)
+                (folder / path.name).symlink_to(self.packages / path.name)
         return folder
 
     def host(self, name: str, number: int) -> Host:
@@ -82,7 +86,7 @@ class Network:
             (folder / each).mkdir(parents=True, exist_ok=True)
         host = Host(self, name, number, folder)
         if not (folder / "home" / "env").exists():
-            host.make_python(self._packages)
+            host.make_python(self._links)
         self.hosts.append(host)
         host.boot()
         return host
@@ -109,12 +113,12 @@ class Host:
     def home(self) -> Path:
         return self.folder / "home"
 
-    def make_python(self, packages: Path) -> None:
+    def make_python(self, links: Path) -> None:
         """An environment of the host's own, first in the PATH of its shells."""
         environment = self.home / "env"
         run(sys.executable, "-m", "venv", "--without-pip", str(environment))
         site = next(environment.glob("lib/python*/site-packages"))
-        (site / "host.pth").write_text(f"{packages}\n")
+        (site / "host.pth").write_text(f"{links}\n")
         for script in ("ray", "pip"):
             module = {"ray": "ray.scripts.scripts", "pip": "pip._internal.cli.main"}[script]
             path = environment / "bin" / script
@@ -151,7 +155,13 @@ class Host:
         (self.folder / "sshd_config").write_text(
             _SSHD.format(address=self.address, key=self.network.key)
         )
-        script = _BOOT.format(name=self.name, folder=self.folder, sshd=need("sshd"))
+        script = _BOOT.format(
+            name=self.name,
+            folder=self.folder,
+            sshd=need("sshd"),
+            site=sysconfig.get_path("purelib"),
+            packages=self.network.packages,
+        )
         command = ["ip", "netns", "exec", self._space, "unshare", "-p", "-m", "-u"]
         command += ["--fork", "--mount-proc", "--kill-child", "bash", "-c", script]
         with (self.folder / "console.log").open("ab") as output:
