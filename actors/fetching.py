@@ -185,6 +185,7 @@ class Fetching:
             command.ref, command.start, command.stop, authorization=authorization
         ) as stream:
             self._step(SpanOpened(command.attempt, stream.size, stream.anonymous))
+            await asyncio.sleep(0)  # the word on the size goes out before the body comes in
             partial = self._store.partial(command.ref.id)
             if partial is None:
                 return  # no room: the machine knows, and has given the lease back

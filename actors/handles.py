@@ -8,7 +8,6 @@ right.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import ray
@@ -25,11 +24,20 @@ from passel.ids import BlobRef, PeerId
 _T = TypeVar("_T")
 
 
-async def _answer(what: str, ref: Awaitable[_T], timeout_s: float) -> _T:
+async def _answer(
+    what: str, ref: ray.ObjectRef[_T], timeout_s: float, unless: asyncio.Future[None] | None
+) -> _T:
+    call: asyncio.Future[_T] = asyncio.wrap_future(ref.future())
+    both: set[asyncio.Future[Any]] = {call} if unless is None else {call, unless}
     try:
-        return await asyncio.wait_for(ref, timeout_s)
-    except (RayError, asyncio.TimeoutError) as error:
+        await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if call.done():
+            return call.result()
+    except RayError as error:
         raise PeerUnavailable(f"{what} does not answer: {type(error).__name__}") from error
+    finally:
+        call.cancel()
+    raise PeerUnavailable(f"{what} does not answer")
 
 
 async def _look_up(name: str) -> Any:
@@ -54,10 +62,18 @@ class _Handle:
             self._actor = await _look_up(self.name)
         return self._actor
 
-    async def ask(self, method: str, *args: object, timeout_s: float) -> Any:
+    async def ask(
+        self,
+        method: str,
+        *args: object,
+        timeout_s: float,
+        unless: asyncio.Future[None] | None = None,
+    ) -> Any:
+        """The answer. Raises PeerUnavailable after `timeout_s`, or when `unless` is done."""
         actor = await self.actor()
         try:
-            return await _answer(self.name, getattr(actor, method).remote(*args), timeout_s)
+            ref = getattr(actor, method).remote(*args)
+            return await _answer(self.name, ref, timeout_s, unless)
         except PeerUnavailable:
             self._actor = None
             raise
@@ -70,9 +86,16 @@ class ShardHandle(_Handle):
         super().__init__(shard_name(shard))
 
     async def report(
-        self, peer: PeerId, incarnation: int, items: tuple[ReportItem, ...], timeout_s: float
+        self,
+        peer: PeerId,
+        incarnation: int,
+        items: tuple[ReportItem, ...],
+        timeout_s: float,
+        unless: asyncio.Future[None],
     ) -> Reply:
-        reply: Reply = await self.ask("report", peer, incarnation, items, timeout_s=timeout_s)
+        reply: Reply = await self.ask(
+            "report", peer, incarnation, items, timeout_s=timeout_s, unless=unless
+        )
         return reply
 
     async def stat(self, ref: BlobRef, timeout_s: float) -> tuple[int | None, float]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from passel.actors.handles import ShardHandle
-from passel.actors.words import Reply
 from passel.core.messages import (
     Gains,
     PeerEvent,
@@ -40,11 +38,11 @@ class ShardLink:
         self._incarnation = incarnation
         self._step = step
         self._items: list[ReportItem] = []
-        self._wake = asyncio.Event()
+        self._waker: asyncio.Future[None] | None = None
         self._hurry = False
         self._overflown = False
         self._known = 0
-        self._call: asyncio.Task[Reply] | None = None
+        self._reborn: asyncio.Future[None] | None = None
         self._heartbeat_s = 1.0
         self.n_calls = 0
 
@@ -62,16 +60,17 @@ class ShardLink:
             self._items.clear()
             self._overflown = True
         self._hurry = self._hurry or hurry
-        self._wake.set()
+        if self._waker is not None:
+            _wake(self._waker)
 
     def heard(self, incarnation: int) -> bool:
         """The shard spoke first; False if that was its former life, whose word counts no more."""
         if incarnation < self._known:
             return False
-        if incarnation > self._known and self._call is not None:
-            # It went to the former life and may hang until its deadline. The new one leases to
-            # others what this peer is fetching, if it does not hear of it soon.
-            self._call.cancel()
+        if incarnation > self._known and self._reborn is not None:
+            # A report that went to the former life may hang until its deadline. The new one leases
+            # to others what this peer is fetching, if it does not hear of it soon.
+            _wake(self._reborn)
         self._note(incarnation)
         return True
 
@@ -86,37 +85,47 @@ class ShardLink:
         """For ever: send what there is, or an empty report as a heartbeat."""
         while True:
             if not self._items:
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._heartbeat_s)
+                await self._pause()
             if self._items and not self._hurry:
                 await asyncio.sleep(BATCH_S)
-            self._wake.clear()
             self._hurry = False
             items, self._items = tuple(self._items), []
             self.n_calls += 1
+            self._reborn = reborn = asyncio.get_running_loop().create_future()
             try:
-                reply = await self._ask(items)
+                reply = await self.handle.report(
+                    self._peer, self._incarnation, items, REPORT_TIMEOUT_S, reborn
+                )
             except PeerUnavailable:
                 self._items[:0] = items
-                self._step(ShardLost(self.shard))
-                await asyncio.sleep(RETRY_S)
+                if not reborn.done():
+                    self._step(ShardLost(self.shard))
+                    await asyncio.sleep(RETRY_S)
                 continue
-            if reply is None:
-                self._items[:0] = items
-                continue
+            finally:
+                self._reborn = None
             self._heartbeat_s = reply.heartbeat_s
             self._note(reply.incarnation, reply.is_known)
             self._step(ShardHeard(self.shard))
             for message in reply.messages:
                 self._step(ShardSaid(message))
 
-    async def _ask(self, items: tuple[ReportItem, ...]) -> Reply | None:
-        """The shard's answer; None if a new life of it spoke up meanwhile."""
-        report = self.handle.report(self._peer, self._incarnation, items, REPORT_TIMEOUT_S)
-        self._call = call = asyncio.get_running_loop().create_task(report)
+    async def _pause(self) -> None:
+        """Until there is something to say, or a heartbeat is due.
+
+        By hand: `wait_for` on an event takes three turns of the loop to wake up, and in each of
+        them a piece may be in the way of the client that waits for this report.
+        """
+        loop = asyncio.get_running_loop()
+        self._waker = waker = loop.create_future()
+        timer = loop.call_later(self._heartbeat_s, _wake, waker)
         try:
-            await asyncio.wait({call})
+            await waker
         finally:
-            self._call = None
-            call.cancel()
-        return None if call.cancelled() else call.result()
+            timer.cancel()
+            self._waker = None
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

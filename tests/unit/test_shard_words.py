@@ -94,11 +94,17 @@ class AnsweringShard:
         self.is_done = asyncio.Event()
 
     async def report(
-        self, peer: PeerId, incarnation: int, items: tuple[ReportItem, ...], timeout_s: float
+        self,
+        peer: PeerId,
+        incarnation: int,
+        items: tuple[ReportItem, ...],
+        timeout_s: float,
+        unless: asyncio.Future[None],
     ) -> Reply:
         if not self.replies:
             self.is_done.set()
-            await asyncio.Event().wait()
+            await unless
+            raise PeerUnavailable("it died")
         return self.replies.pop(0)
 
 
