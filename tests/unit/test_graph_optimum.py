@@ -47,7 +47,20 @@ def fewest_rounds(n_receivers: int, n_pieces: int) -> int:
     return n_rounds
 
 
-TINY = [(1, 1), (1, 4), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (3, 3), (4, 1), (4, 2), (5, 1)]
+TINY = [
+    (1, 1),
+    (1, 4),
+    (2, 1),
+    (2, 2),
+    (2, 3),
+    (2, 4),
+    (3, 1),
+    (3, 2),
+    (3, 3),
+    (4, 1),
+    (4, 2),
+    (5, 1),
+]
 
 
 @pytest.mark.parametrize(("n_receivers", "n_pieces"), TINY)

@@ -16,7 +16,17 @@ except ImportError:
     from click import exceptions as click  # type: ignore[no-redef]
 
 from passel._version import __version__
-from passel.cli import cluster, configuring, fsck, getting, node, operating, simulating, tracing
+from passel.cli import (
+    cluster,
+    configuring,
+    explaining,
+    fsck,
+    getting,
+    node,
+    operating,
+    simulating,
+    tracing,
+)
 from passel.cli.console import INTERRUPTED, USAGE, interrupt_on_signals
 from passel.cli.demo import run
 
@@ -36,6 +46,7 @@ app.command()(operating.jobs)
 app.command()(operating.ls)
 app.command()(operating.rm)
 app.command()(fsck.fsck)
+app.command()(explaining.explain)
 app.command()(run.demo)
 app.add_typer(configuring.app, name="config")
 app.add_typer(node.app, name="node")
