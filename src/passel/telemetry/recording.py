@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from passel.config.sections import TraceConfig
 from passel.ids import BlobRef
-from passel.telemetry.trace import Recorder, TraceFolder
+
+if TYPE_CHECKING:
+    from passel.telemetry.trace import Recorder, TraceFolder
 
 SWITCH = "RECORD"
 LOOK_EVERY_S = 1.0
@@ -50,15 +52,30 @@ class Recording:
     ) -> None:
         self._section = section
         self._folder = trace_folder(section, store)
-        self._files = TraceFolder(
-            self._folder, name, bytes_max=int(section.capacity), about=about or {}
-        )
-        self.recorder = Recorder(self._files)
+        self._name = name
+        self._about = about or {}
+        self._files: TraceFolder | None = None
+        self._recorder: Recorder | None = None
         self.is_on = section.record
 
     @property
+    def recorder(self) -> Recorder:
+        if self._recorder is None:
+            # pyarrow is 50 MB and 0.2 s of every gateway's start, and most never record.
+            from passel.telemetry.trace import Recorder, TraceFolder
+
+            self._files = TraceFolder(
+                self._folder,
+                self._name,
+                bytes_max=int(self._section.capacity),
+                about=self._about,
+            )
+            self._recorder = Recorder(self._files)
+        return self._recorder
+
+    @property
     def n_lost(self) -> int:
-        return self._files.n_lost
+        return 0 if self._files is None else self._files.n_lost
 
     async def run(self) -> None:
         """For ever: look whether to record, and write what was recorded."""
@@ -68,6 +85,8 @@ class Recording:
                 await asyncio.sleep(LOOK_EVERY_S)
                 was_on, self.is_on = self.is_on, self._is_wanted()
                 is_late = time.monotonic() - wrote_at > WRITE_EVERY_S
+                if self._files is None:
+                    continue
                 if (was_on and not self.is_on) or self._files.is_full or (was_on and is_late):
                     await asyncio.to_thread(self._files.write)
                     wrote_at = time.monotonic()
@@ -76,7 +95,8 @@ class Recording:
 
     def close(self) -> None:
         """Write what is left."""
-        self._files.write()
+        if self._files is not None:
+            self._files.write()
 
     def _is_wanted(self) -> bool:
         if self._section.record:
