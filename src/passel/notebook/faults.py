@@ -74,7 +74,7 @@ def waits(reports: Mapping[str, Report]) -> Figure:
     """How long readers wait: median, p99 and the longest of all reads, per fault."""
     figure, (axes,) = style.canvas(height_in=0.9 + 0.36 * len(reports))
     for place, report in zip(range(len(reports) - 1, -1, -1), reports.values(), strict=True):
-        p50, p99, most = np.maximum(np.quantile(report.waits, [0.5, 0.99, 1.0]), 1e-4)
+        p50, p99, most = np.maximum(np.quantile(report.waits, [0.5, 0.99, 1.0]), 1e-3)
         axes.plot([p50, most], [place, place], color="#CCCCCC", linewidth=3, zorder=1)
         for value, colour, mark in (
             (p50, style.SKY, "o"),
@@ -103,12 +103,12 @@ def waves(reports: Mapping[str, Report], names: Sequence[str] | None = None) -> 
     """Who is done when, under each fault. KeyError for a name that is none of `reports`."""
     figure, (axes,) = style.canvas(height_in=3.6)
     chosen = list(reports) if names is None else list(names)
-    for name, colour in zip(chosen, style.CYCLE * 2, strict=False):
+    looks = [(colour, line) for line in ("-", "--", ":") for colour in style.CYCLE]
+    for name, (colour, line) in zip(chosen, looks, strict=False):
         seconds, share = wave(reports[name])
-        width = 3.0 if name == "nothing" else 1.6
-        axes.step(seconds, share, where="post", label=name, color=colour, linewidth=width)
+        axes.step(seconds, share, line, where="post", label=name, color=colour)
     style.as_percent(axes.yaxis)
     axes.set_xlim(left=0)
-    style.label(axes, "Who has the whole image when", "time [s]", "nodes that are done")
+    style.label(axes, "Who is done when", "time [s]", "nodes that are done")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="what breaks")
     return figure

@@ -7,7 +7,7 @@ the parameters here are one stated set, not fitted to anybody's column.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,10 +69,10 @@ class Host:
         What a container takes that finds everything in nydusd's own cache.
     """
 
-    registry: float = 0.15 * GBIT
+    registry: float = 0.5 * GBIT
     link: float = GBIT
     registry_s: float = 0.02
-    unpack: float = 100.0 * MIB
+    unpack: float = 40.0 * MIB
     touched: float = 0.064
     read: int = 128 * 1024
     gateway_s: float = 0.001
@@ -189,6 +189,41 @@ def facts(found: Mapping[str, tuple[float, ...]]) -> style.Table:
     return style.table(["image", "", *CASES], rows, caption)
 
 
+def by_registry(
+    rates: Sequence[float], image: str = "node:19.0", seed: int = 0
+) -> dict[float, tuple[float, ...]]:
+    """Gbit/s of the registry -> seconds per case, for one image.
+
+    Raises InputError for a rate that is not above 0, or an image that is not in `IMAGES`.
+    """
+    if image not in IMAGES:
+        raise InputError(400, "UNKNOWN", f"image: expected one of {', '.join(IMAGES)}, got {image}")
+    one = {image: IMAGES[image]}
+    return {rate: study(one, Host(registry=rate * GBIT), seed)[image] for rate in rates}
+
+
+@style.picture
+def registry_picture(found: Mapping[float, tuple[float, ...]]) -> Figure:
+    """The cold cases and the remote hit over the registry's rate."""
+    figure, (axes,) = style.canvas(height_in=3.2)
+    mbit = [rate * 1000 for rate in found]
+    for case, colour, mark in (
+        (1, style.ORANGE, "s"),
+        (2, style.BLUE, "o"),
+        (3, style.GREEN, "D"),
+        (4, style.GREY, "^"),
+    ):
+        seconds = [each[case] for each in found.values()]
+        axes.plot(mbit, seconds, mark + "-", color=colour, label=CASES[case])
+    axes.set_xscale("log")
+    style.rate_ticks(axes.xaxis, mbit)
+    axes.set_ylim(bottom=0)
+    title = "How much the registry's rate matters"
+    style.label(axes, title, "registry to one node [Mbit/s]", "time to answer [s]")
+    axes.legend()
+    return figure
+
+
 @style.picture
 def picture(found: Mapping[str, tuple[float, ...]]) -> Figure:
     """Each case as a share of the plain pull: only ratios can be compared."""
@@ -203,6 +238,8 @@ def picture(found: Mapping[str, tuple[float, ...]]) -> Figure:
         each.set_yticks(places, CASES if each is axes[0] else [""] * len(CASES))
         each.grid(visible=False, axis="y")
         style.as_percent(each.xaxis)
+        each.set_xticks([0, 0.5, 1])
+        each.set_xlim(0, 1.2)
         style.label(each, image, "time ÷ OCI pull", "")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=2)

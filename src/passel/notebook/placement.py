@@ -78,12 +78,13 @@ def waves(reports: Mapping[str, Report]) -> Figure:
         colour = _COLOURS.get(name, style.GREY)
         axes.step(seconds, share, where="post", color=colour, label=name)
     bound = next(iter(reports.values())).bound
-    style.mark(axes, bound.seconds, f"bound {bound.seconds:.2f} s", at=0.5)
+    style.mark(axes, bound.seconds, f"bound {bound.seconds:.2f} s")
     axes.set_xscale("log")
+    axes.set_xlim(left=0.6 * bound.seconds)
     style.plain_numbers(axes.xaxis)
     style.as_percent(axes.yaxis)
     style.label(axes, "Who has the whole image when", "time [s]", "nodes that are done")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center")
     return figure
 
 
@@ -102,15 +103,15 @@ def trunk_picture(reports: Sequence[Report]) -> Figure:
     left.plot(mbit, [r.bound.seconds for r in reports], "--", color=style.BLACK, label="bound")
     left.set_xscale("log")
     left.set_yscale("log")
-    for axis in (left.xaxis, left.yaxis, right.xaxis):
-        style.plain_numbers(axis)
+    style.plain_numbers(left.yaxis)
     style.label(left, "Last node", "trunk of a zone [Mbit/s]", "time [s]")
     left.legend()
     right.plot(
         mbit, [r.cross_zone_bytes / r.cross_zone_min for r in reports], "o-", color=style.BLUE
     )
     right.set_xscale("log")
-    style.plain_numbers(right.xaxis)
+    for axes in (left, right):
+        style.rate_ticks(axes.xaxis, mbit)
     right.set_ylim(0, 2)
     style.label(right, "Between zones", "trunk of a zone [Mbit/s]", "bytes ÷ least")
     return figure

@@ -82,12 +82,13 @@ def when_done(done: Rollout) -> Figure:
     style.plain_numbers(axes.xaxis)
     style.as_percent(axes.yaxis)
     bound = done.passel.bound
-    style.mark(axes, bound.seconds, f"bound {bound.seconds:.2f} s", at=0.5)
+    style.mark(axes, bound.seconds, f"bound {bound.seconds:.2f} s")
     n_nodes = f"{done.passel.ends.size} nodes"
     style.label(
         axes, f"Who has the whole image when ({n_nodes})", "time [s]", "nodes that are done"
     )
-    axes.legend(loc="lower right")
+    axes.set_xlim(left=0.5 * bound.seconds)
+    axes.legend(loc="center")
     return figure
 
 

@@ -110,19 +110,27 @@ def plain_numbers(axis: object) -> None:
     axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
 
 
-def mark(axes: Axes, x: float, text: str, *, colour: str = BLACK, at: float = 0.04) -> None:
-    """A vertical line with a word beside it; `at` is its height as a share of the axes."""
+def mark(axes: Axes, x: float, text: str, *, colour: str = BLACK) -> None:
+    """A vertical line with a word to its left, half-way up."""
     axes.axvline(x, color=colour, linewidth=1.2, linestyle="--")
     axes.annotate(
         text,
-        (x, at),
+        (x, 0.5),
         xycoords=("data", "axes fraction"),
-        xytext=(4, 0),
+        xytext=(-5, 0),
         textcoords="offset points",
+        ha="right",
         color=colour,
         fontsize=9,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
     )
+
+
+def rate_ticks(axis: object, rates: Sequence[float]) -> None:
+    """A logarithmic axis with a tick at each of these values only."""
+    axis.set_ticks(list(rates), [number(rate) for rate in rates])  # type: ignore[attr-defined]
+    axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+    axis.set_ticks([], minor=True)  # type: ignore[attr-defined]
 
 
 def bars(
