@@ -71,19 +71,19 @@ def facts(reports: Mapping[str, Report]) -> style.Table:
 
 @style.picture
 def waits(reports: Mapping[str, Report]) -> Figure:
-    """How long readers wait: median, p99 and the longest of all reads, per fault."""
+    """How long readers wait: p90, p99 and the longest of all reads, per fault."""
     figure, (axes,) = style.canvas(height_in=0.9 + 0.36 * len(reports))
     for place, report in zip(range(len(reports) - 1, -1, -1), reports.values(), strict=True):
-        p50, p99, most = np.maximum(np.quantile(report.waits, [0.5, 0.99, 1.0]), 1e-3)
-        axes.plot([p50, most], [place, place], color="#CCCCCC", linewidth=3, zorder=1)
+        p90, p99, most = np.maximum(np.quantile(report.waits, [0.9, 0.99, 1.0]), 1e-3)
+        axes.plot([p90, most], [place, place], color="#CCCCCC", linewidth=3, zorder=1)
         for value, colour, mark in (
-            (p50, style.SKY, "o"),
+            (p90, style.SKY, "o"),
             (p99, style.BLUE, "s"),
             (most, style.RED, "D"),
         ):
             axes.plot(value, place, mark, color=colour, markersize=7)
     for name, colour, mark in (
-        ("median", style.SKY, "o"),
+        ("p90", style.SKY, "o"),
         ("p99", style.BLUE, "s"),
         ("longest", style.RED, "D"),
     ):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from passel.errors import InputError
 from passel.notebook import style
@@ -153,6 +154,7 @@ def picture(points: Sequence[Point], shipped: Sequence[Point] = ()) -> Figure:
         style.label(each, title, "nodes", y)
     axes[0].set_ylim(1.0, max(1.1, 1.02 * max(p["ratio"] for p in everything)))
     axes[1].set_ylim(bottom=0)
+    axes[2].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[2].set_ylim(0, max(shards(p) for p in everything) + 1)
     if shipped:
         axes[1].plot([], [], "o", color=style.BLUE, label="computed here")

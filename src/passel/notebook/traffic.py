@@ -276,20 +276,20 @@ def reads(table: pa.Table, blob: str) -> Figure:
     style.plain_numbers(left.xaxis)
     style.label(left, "Sizes of reads", "bytes of a read [KiB]", "reads")
     nodes = sorted({row["node"] for row in wanted}, key=lambda node: (len(node), node))
-    for node, colour in zip(nodes, style.CYCLE * 8, strict=False):
+    for i, (node, colour) in enumerate(zip(nodes, style.CYCLE * 8, strict=False)):
         mine = [row for row in wanted if row["node"] == node]
         right.plot(
             range(len(mine)),
             [row["start"] / MIB for row in mine],
             ".",
-            markersize=4,
+            markersize=max(12 - 4 * i, 3),  # the same reads on another node stay visible
             color=colour,
             label=str(node),
         )
     share = analysis.sequential_share(table)
     title = f"Sequence: {share * 100:.0f} % go on where the last ended"
     style.label(right, title, "read [number on its node]", "place in the blob [MiB]")
-    right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=2.5)
+    right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.2)
     return figure
 
 
