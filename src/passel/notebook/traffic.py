@@ -269,7 +269,7 @@ def reads(table: pa.Table, blob: str) -> Figure:
     if not wanted:
         raise InputError(400, "UNKNOWN", "blob: nobody read this blob in the trace")
     figure, (left, right) = style.canvas(2, height_in=3.5, widths=(1, 1.5))
-    sizes = np.array([max(row["stop"] - row["start"], 1) for row in wanted]) / 1024
+    sizes = np.array([max(row["bytes"] or 0, 1) for row in wanted]) / 1024
     edges = np.geomspace(max(sizes.min() / 1.5, 0.5), sizes.max() * 1.5, 24)
     left.hist(sizes, bins=list(edges), color=style.BLUE)
     left.set_xscale("log")
