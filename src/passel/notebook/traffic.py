@@ -20,6 +20,8 @@ from passel.telemetry.trace import read_trace
 MIB = 1 << 20
 #: More nodes than this are too many arrows to follow; a matrix shows them.
 DRAWN_MAX = 30
+#: More names than this leave no room beside them.
+LEGEND_MAX = 10
 
 
 def blobs(table: pa.Table) -> dict[str, int]:
@@ -289,7 +291,8 @@ def reads(table: pa.Table, blob: str) -> Figure:
     share = analysis.sequential_share(table)
     title = f"Sequence: {share * 100:.0f} % go on where the last ended"
     style.label(right, title, "read [number on its node]", "place in the blob [MiB]")
-    right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.2)
+    if len(nodes) <= LEGEND_MAX:
+        right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.2)
     return figure
 
 
