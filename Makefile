@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 KEEP   ?=
 
-.PHONY: demo test check venv test-cluster test-e2e clean
+.PHONY: demo test check venv test-cluster test-e2e notebooks clean
 
 venv: $(VENV)/.installed
 
@@ -31,6 +31,11 @@ test-cluster: venv
 
 test-e2e: venv
 	$(BIN)/python -m pytest -m e2e tests/e2e
+
+# Executes them all; build/notebooks has them with their pictures, as HTML.
+notebooks: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,notebooks]'
+	$(BIN)/python -m pytest -m notebooks tests/notebooks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -88,6 +88,25 @@ def test_a_transfer_that_stands_still_is_given_up_at_its_deadline() -> None:
     assert seen == [(3.0, False)]
 
 
+@pytest.mark.parametrize("quantum_s", [0.0, 0.1])
+def test_a_stream_that_goes_on_does_not_make_others_late(quantum_s: float) -> None:
+    clock = Clock()
+    network = Network(clock, quantum_s)
+    more, ends = [10.0] * 9, []
+
+    def piece_came(_: bool) -> float:
+        return more.pop() if more else 0.0
+
+    def other_came(_: bool) -> None:
+        ends.append(clock.now)
+
+    network.begin((network.add_link(10.0),), 10.0, 60.0, piece_came)
+    network.begin((network.add_link(10.0),), 25.0, 60.0, other_came)
+    while clock.next_at() < 60:
+        clock.step()
+    assert ends == [pytest.approx(2.5, abs=quantum_s + 1e-9)]
+
+
 def test_a_cancelled_transfer_says_what_did_not_come_and_never_ends() -> None:
     clock = Clock()
     network = Network(clock)

@@ -439,15 +439,17 @@ class PeerMachine:
         commands, self._next_attempt = self.seed.pump(self._now, self._next_attempt)
         self._out += commands
         wake = self.seed.next_timer(self._now)
+        slots = self.limits.download_slots
         for urgent in (True, False):
+            if len(self.attempts) >= slots:
+                break
             for blob, holding in self.blobs.items():
                 if not holding.queue or holding.full:
                     continue
-                for queued in list(holding.queue.values()):
-                    if len(self.attempts) >= self.limits.download_slots:
+                wanted = [q for q in holding.queue.values() if (not q.edge.turn) is urgent]
+                for queued in wanted:
+                    if len(self.attempts) >= slots:
                         break
-                    if queued.edge.urgent is not urgent:
-                        continue
                     if queued.not_before > self._now:
                         wake = min(wake or queued.not_before, queued.not_before)
                         continue

@@ -567,17 +567,20 @@ class ShardMachine:
         everything = swarm.geometry.all_pieces if swarm.geometry is not None else 0
         holder = None if swarm.lease is None else swarm.lease.holder
         draws = self._rng.random(len(swarm.rows)).tolist()
+        outstanding, bit = self.traffic.up.outstanding, 1 << piece
         for draw, (peer, other) in zip(draws, swarm.rows.items(), strict=True):
             if peer == child or peer in row.banned:
                 continue
             is_near = self.peers[peer].zone == zone
-            cost = self.traffic.up.outstanding.get(peer, 0) + draw
+            cost = outstanding.get(peer, 0) + draw
             if peer == holder or other.have == everything:
                 cost += SOURCE_COST
-            if other.have >> piece & 1:
+            if other.have & bit:
                 (near if is_near else far).append((cost, peer, False))
-            elif is_near and (hops := self._hops(swarm, peer, piece, known)) is not None:
-                near.append((cost + hops, peer, True))
+            elif is_near and other.coming_bits & bit:
+                hops = self._hops(swarm, peer, piece, known)
+                if hops is not None:
+                    near.append((cost + hops, peer, True))
         if near or far:
             _, parent, waits = min(near or far)
             return Edge(piece, parent, swarm.digest(piece), wait=waits)

@@ -237,3 +237,5 @@ class Network:
         end = now + more / rate
         self._deadline[transfer] = max(self._deadline[transfer], end)
         self._clock.at(end, self._end, transfer, life, self._version, True)
+        # Only the next end of all was asked for: who comes after it must be asked for anew.
+        self._change()
