@@ -15,6 +15,7 @@ from typing_extensions import assert_never
 
 from passel.actors.duties import Duties
 from passel.actors.handles import PeerHandle, ShardHandle, strike_out, write_down, written_down
+from passel.actors.rotating import Rotation
 from passel.actors.words import PeerSpec
 from passel.config.sections import Config
 from passel.core.inventory import BlobEntry
@@ -61,12 +62,14 @@ class Admin:
         shards: list[ShardHandle],
         specs: dict[PeerId, PeerSpec],
         peers: dict[PeerId, PeerHandle],
+        rotation: Rotation,
     ) -> None:
         self._duties = duties
         self._config = config
         self._shards = shards
         self._specs = specs
         self._peers = peers
+        self._rotation = rotation
         self._machine = JobMachine()
         self._loop = asyncio.get_running_loop()
         self._is_restored = asyncio.Event()
@@ -94,6 +97,7 @@ class Admin:
             "cancel": self._cancel,
             "blobs": self._blobs,
             "remove": self._remove,
+            "rotate": self._rotate,
         }
         await asyncio.wait_for(self._is_restored.wait(), ASK_TIMEOUT_S)
         try:
@@ -134,6 +138,10 @@ class Admin:
         self._step(Submitted(order, time.time()))
         await self._all_written()
         return self._facts(self._machine.jobs[order.id])
+
+    async def _rotate(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Begin to replace the cluster's secret, or only say how far that is."""
+        return await self._rotation.begin() if fields["begin"] else self._rotation.facts()
 
     async def _cancel(self, fields: dict[str, Any]) -> dict[str, Any]:
         name = str(fields["job"])

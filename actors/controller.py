@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from passel.actors import certifying
 from passel.actors.admin import Admin
 from passel.actors.duties import Duties
 from passel.actors.handles import (
@@ -19,6 +20,7 @@ from passel.actors.handles import (
     own_node,
 )
 from passel.actors.metrics import Publisher
+from passel.actors.rotating import Rotation
 from passel.actors.words import PeerSpec, Place, peer_name
 from passel.config.sections import Config
 from passel.core import rendezvous
@@ -53,12 +55,11 @@ class Controller:
 
     # Ray awaits the constructor of an async actor.
     async def __init__(  # type: ignore[misc]
-        self, config: Config, cluster: str, secret: bytes, launcher: Launcher
+        self, config: Config, cluster: str, launcher: Launcher
     ) -> None:
         logs.setup(config.logging.level)
         self._config = config
         self._cluster = cluster
-        self._secret = secret
         self._launcher = launcher
         self._specs: dict[PeerId, PeerSpec] = {}
         #: Nodes whose raylet is gone and whose name is taken by a new one, until Ray notices.
@@ -68,9 +69,14 @@ class Controller:
         self._has_looked = False
         self._node = own_node()
         self._duties = Duties(log)
+        self._authority = await certifying.take_up(cluster) if config.peer.tls else None
+        # Before any peer is there: it reads the secret when it starts.
+        self._rotation = await Rotation.take_up(self._specs, self._peers)
         for shard in range(config.scheduler.shards):
             await asyncio.to_thread(launcher.shard, shard, config, self._node)
-        self._admin = Admin(self._duties, config, self._shards, self._specs, self._peers)
+        self._admin = Admin(
+            self._duties, config, self._shards, self._specs, self._peers, self._rotation
+        )
         self._duties.start(self._watch())
         self._duties.start(self._admin.run())
         self._duties.start(Publisher({}).run(self._measures))
@@ -82,7 +88,10 @@ class Controller:
         while True:
             nodes = await asyncio.to_thread(live_nodes)
             await self._reconcile(nodes)
-            self._has_looked = True
+            if not self._has_looked:
+                # A step of a rotation waits for all peers: not before it is known who they are.
+                self._has_looked = True
+                self._duties.start(self._rotation.run(self._duties))
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _reconcile(self, nodes: list[dict[str, Any]]) -> None:
@@ -105,11 +114,17 @@ class Controller:
         seeds = choose_seeds(self._config, places, labels, current)
         for peer in fresh:
             role = Role.SEED if peer in seeds else Role.PEER
-            spec = PeerSpec(peer, places[peer], role, self._config, self._cluster, self._secret)
+            spec = await self._spec_of(peer, places[peer], role)
             await asyncio.to_thread(self._launcher.peer, spec)
             self._specs[peer] = spec
             self._peers[peer] = PeerHandle(peer)
             log.info("peer_placed node=%s role=%s", spec.place.node, role.value)
+
+    async def _spec_of(self, peer: PeerId, place: Place, role: Role) -> PeerSpec:
+        certificate = None
+        if self._authority is not None:
+            certificate = await asyncio.to_thread(self._authority.issue, place.node)
+        return PeerSpec(peer, place, role, self._config, self._cluster, certificate)
 
     async def _seeds_of_former_life(self, peers: list[PeerId]) -> set[PeerId]:
         """A restarted controller finds peers that have their roles already."""

@@ -10,8 +10,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from passel.actors import certifying, rotating
 from passel.actors.controller import Controller
-from passel.actors.handles import end_actor, live_nodes
+from passel.actors.handles import end_actor, live_nodes, strike_out
 from passel.actors.peer import Peer
 from passel.actors.seed import SeedPeer
 from passel.actors.shard import Shard
@@ -44,7 +45,7 @@ def start(config: Config) -> None:
     actor = ray.remote(Controller).options(
         name=controller_name(), scheduling_strategy=near, **_COMMON
     )
-    actor.remote(config, cluster, secrets.token_bytes(32), Launcher())
+    actor.remote(config, cluster, Launcher())
 
 
 def end() -> None:
@@ -56,6 +57,8 @@ def end() -> None:
     ]
     for name in sorted(found, key=lambda name: name != controller_name()):
         end_actor(name)
+    for key in (rotating.KEY, certifying.KEY):
+        strike_out(key)  # a cluster that is started again has a secret of its own
 
 
 def on_every_node(function: Callable[[str], object], argument: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from typing_extensions import assert_never
 
+from passel.actors.certifying import contexts
 from passel.actors.door import Door, ReadAnswer, Reader
 from passel.actors.duties import BUG, Duties
 from passel.actors.fetching import Fetching, read_piece
@@ -23,6 +24,7 @@ from passel.actors.links import ShardLink
 from passel.actors.metrics import GatewayMetrics, Publisher
 from passel.actors.preheating import Preheating
 from passel.actors.recording import PeerRecording
+from passel.actors.rotating import read_ring
 from passel.actors.scrubbing import Scrubbing
 from passel.actors.serving import Serving
 from passel.actors.words import PeerSpec, peer_limits
@@ -65,6 +67,7 @@ from passel.core.messages import (
     Tell,
 )
 from passel.core.peer import PeerMachine
+from passel.core.rotation import Ring
 from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreLocked
 from passel.ids import BlobId, BlobRef, Digest
 from passel.store.store import Store
@@ -110,16 +113,21 @@ class Peer:
             await asyncio.sleep(START_AGAIN_S)
             os._exit(BUG)
         self._serving = Serving(self._store)
-        self._auth = ClusterAuth(spec.secret)
+        self._ring = await self._read_ring()
+        self._auth = ClusterAuth(*self._ring.secrets)
         config = self._config
+        server_tls, client_tls = contexts(spec.certificate, config.store.path)
         # One thread more per download slot than can be busy: long polls must not starve bulk.
         self._pieces = PieceClient(
             self._auth,
             threads=config.peer.download_slots + 4,
             connections_per_peer=config.peer.per_parent,
+            tls=client_tls,
         )
         self._origins = Origins(config, spec.cluster)
-        self._server = PieceServer(self._serving, self._auth, config.peer.upload_slots)
+        self._server = PieceServer(
+            self._serving, self._auth, config.peer.upload_slots, tls=server_tls
+        )
         info = await self._listen()
         self._machine = PeerMachine(info, peer_limits(config), spec.config.scheduler.shards)
         place = spec.place
@@ -175,6 +183,18 @@ class Peer:
                 if self._loop.time() > deadline:
                     raise
                 await asyncio.sleep(0.1)
+
+    async def _read_ring(self) -> Ring:
+        """The secrets that count now; what Ray keeps for restarts would be those of the start."""
+        deadline = self._loop.time() + LOCK_PATIENCE_S
+        while True:
+            ring = await asyncio.to_thread(read_ring)
+            if ring is not None:
+                return ring
+            if self._loop.time() > deadline:
+                log.critical("no_secret the cluster has none written down")
+                os._exit(BUG)
+            await asyncio.sleep(0.1)
 
     async def _listen(self) -> PeerInfo:
         host, port = host_port(self._config.peer.listen)
@@ -252,6 +272,12 @@ class Peer:
         if self._links[shard].heard(incarnation):
             for message in messages:
                 self._step(ShardSaid(message))
+
+    async def take_ring(self, ring: Ring) -> None:
+        """Sign and verify with these secrets from now on. Idempotent."""
+        if ring.generation > self._ring.generation:  # calls may overtake each other
+            self._ring = ring
+            self._auth.replace(*ring.secrets)
 
     async def status(self) -> dict[str, Any]:
         """Facts for `passel status`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from passel.config.sections import Config
 from passel.core.messages import PeerLimits, Role, ShardLimits, ShardMessage
 from passel.ids import PeerId
+from passel.transport.certificates import NodeCertificate
 
 NAMESPACE = "passel"
 
@@ -42,7 +43,8 @@ class PeerSpec:
     role: Role
     config: Config
     cluster: str
-    secret: bytes = field(repr=False)
+    #: What TLS between peers needs; None: it is off.
+    certificate: NodeCertificate | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ and a `PieceClient` that hashes every piece, writes it into a partial blob of a 
 the digest and confirms the piece. The server's process sends; the client's process receives, hashes
 and writes on its threads. Every run starts with a new, empty partial blob.
 
-Two comparators run in the same run, with the same bytes between the same two processes:
+Comparators run in the same run, with the same bytes between the same two processes:
 
 ``bound``           one ``sendfile`` to one ``recv_into`` per connection: no HTTP, no hash, no write
+``pieces_tls``      what `peer.tls` costs: the server copies and encrypts instead of ``sendfile``
 ``plain_verified``  the same with SHA-256 and ``pwrite`` to a new sparse file: what our own code
                     adds is the difference to this
 
@@ -28,6 +29,7 @@ import multiprocessing
 import os
 import secrets
 import socket
+import ssl
 import statistics
 import tempfile
 import threading
@@ -44,11 +46,13 @@ import report
 from passel.ids import BlobId, BlobKey, Digest
 from passel.store import PartialBlob, Store
 from passel.transport.auth import ClusterAuth
+from passel.transport.certificates import Authority, NodeCertificate
 from passel.transport.piece_client import PieceClient
 from passel.transport.piece_server import PieceLocation, PieceServer
 
 MIB = 1 << 20
 PIECES = (1 * MIB, 4 * MIB, 16 * MIB)
+TLS_PIECE = 4 * MIB
 CONNECTIONS = (1, 4)
 GOAL_MB_PER_S = 500.0
 BUFFER_BYTES = 512 * 1024
@@ -74,22 +78,28 @@ class FileSource:
         return None
 
 
-def serve(path: str, size: int, secret: bytes, pipe: Connection) -> None:
-    """The sending process: a piece server, a plain sendfile server, and answers over the pipe."""
+def serve(
+    path: str, size: int, secret: bytes, certificate: NodeCertificate, pem: Path, pipe: Connection
+) -> None:
+    """The sending process: a piece server, one with TLS, a plain sendfile server, and answers."""
     fd = os.open(path, os.O_RDONLY)
     plain = socket.create_server(("127.0.0.1", 0), backlog=16)
     threading.Thread(target=serve_plain, args=(plain, fd), daemon=True).start()
 
     async def run() -> None:
         piece_size = [MIB]
-        server = PieceServer(FileSource(fd, size, piece_size), ClusterAuth(secret), slots=16)
-        port = await server.start("127.0.0.1", 0)
-        pipe.send((port, plain.getsockname()[1]))
+        source = FileSource(fd, size, piece_size)
+        server = PieceServer(source, ClusterAuth(secret), slots=16)
+        tls = certificate.server_context(pem)
+        tls_server = PieceServer(source, ClusterAuth(secret), slots=16, tls=tls)
+        ports = [await each.start("127.0.0.1", 0) for each in (server, tls_server)]
+        pipe.send((*ports, plain.getsockname()[1]))
         while (order := await asyncio.to_thread(pipe.recv)) is not None:
             if order:
                 piece_size[0] = order
             pipe.send((report.cpu_s(), report.rss_peak_bytes()))
         await server.stop(1.0)
+        await tls_server.stop(1.0)
 
     asyncio.run(run())
 
@@ -139,14 +149,19 @@ def receive_plain(port: int, size: int, n_connections: int, target: Target | Non
 
 
 def fetch_all(
-    address: str, secret: bytes, n_connections: int, expected: list[bytes], target: Target
+    address: str,
+    secret: bytes,
+    n_connections: int,
+    expected: list[bytes],
+    target: Target,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Fetch every piece, `n_connections` at a time; compare its digest and confirm it."""
     assert target.blob is not None
     blob = target.blob
 
     async def run() -> None:
-        client = PieceClient(ClusterAuth(secret), threads=n_connections)
+        client = PieceClient(ClusterAuth(secret), threads=n_connections, tls=tls)
         pieces = iter(range(len(expected)))
 
         async def work() -> None:
@@ -173,11 +188,14 @@ def fetch_all(
 
 
 @contextmanager
-def sending_process(path: Path, size: int, secret: bytes) -> Iterator[Connection]:
+def sending_process(
+    path: Path, size: int, secret: bytes, certificate: NodeCertificate, pem: Path
+) -> Iterator[Connection]:
     """The server's process, ended whatever happens."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(str(path), size, secret, theirs), daemon=True)
+    arguments = (str(path), size, secret, certificate, pem, theirs)
+    process = context.Process(target=serve, args=arguments, daemon=True)
     process.start()
     try:
         yield ours
@@ -287,8 +305,11 @@ def measure(folder: Path, size: int, repetitions: int) -> None:
     target = Target(folder, size)
     # Buffered writes: the disk's own speed is not the question, and fsync comes at promotion.
     facts = {"size_bytes": size, "file_system": report.file_system(folder), "fsync": False}
-    with sending_process(source, size, secret) as pipe:
-        port, plain_port = pipe.recv()
+    certificate, pem = Authority.make("bench").issue("node"), folder / "node.pem"
+    certificate.keep(pem)
+    tls = certificate.client_context(pem)
+    with sending_process(source, size, secret, certificate, pem) as pipe:
+        port, tls_port, plain_port = pipe.recv()
         address = f"127.0.0.1:{port}"
         meter = Meter(pipe, target, size, repetitions)
         for n in CONNECTIONS:
@@ -301,11 +322,13 @@ def measure(folder: Path, size: int, repetitions: int) -> None:
                 "plain_verified", "MB/s", values, parameters=parameters, bound=bound, cpu_s=cpu
             )
             plain = statistics.median(values)
+            untls: dict[int, float] = {}
             for piece_size in PIECES:
                 values, cpu = meter.run(
                     partial(fetch_all, address, secret, n, expected[piece_size], target), piece_size
                 )
                 target.check(source)
+                untls[piece_size] = statistics.median(values)
                 rows.row(
                     "pieces",
                     "MB/s",
@@ -320,6 +343,27 @@ def measure(folder: Path, size: int, repetitions: int) -> None:
                         "client": report.rss_peak_bytes(),
                     },
                 )
+            piece_size = TLS_PIECE
+            work = partial(
+                fetch_all,
+                f"127.0.0.1:{tls_port}",
+                secret,
+                n,
+                expected[piece_size],
+                target,
+                tls,
+            )
+            values, cpu = meter.run(work, piece_size)
+            target.check(source)
+            rows.row(
+                "pieces_tls",
+                "MB/s",
+                values,
+                parameters={**parameters, "piece_bytes": piece_size},
+                bound=bound,
+                cpu_s=cpu,
+                ratio_to_pieces=round(statistics.median(values) / untls[piece_size], 3),
+            )
     target.close()
 
 

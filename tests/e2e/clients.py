@@ -19,6 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from nydus_models import (
+    CallFailed,
+    GenerationB,
+    GenerationC,
+    GenerationD,
+    Model,
+    ReadFailed,
+    read_blob,
+)
 from origins import BASIC, PASSWORD, USER, Image, Origins
 from tools import need, until
 
@@ -409,6 +418,45 @@ class NydusClient:
         }
 
 
+class NydusModel:
+    """A model of a nydusd generation that cannot be had: it reads the layers of an image."""
+
+    def __init__(self, generation: str, mode: str, versions: str) -> None:
+        self._generation, self._mode, self._versions = generation, mode, versions
+
+    def version(self) -> str:
+        return self._versions
+
+    def model(self, site: Site, kind: str, image: Image, *, user: bool) -> Model:
+        auth = BASIC.removeprefix("Basic ") if user else None
+        registry = (
+            site.dedicated[kind] if self._mode == "host" else site.origins.registries[kind].url
+        )
+        if self._generation == "B":
+            headers = {"x-dragonfly-registry": registry}
+            return GenerationB(
+                registry, image.repository, auth, mirror=site.gateway, mirror_headers=headers
+            )
+        cls = GenerationC if self._generation == "C" else GenerationD
+        proxy = site.gateway if self._mode == "proxy" else ""
+        return cls(registry, image.repository, auth, proxy=proxy)
+
+    def pull(self, site: Site, kind: str, image: Image, *, user: bool) -> None:
+        model = self.model(site, kind, image, user=user)
+        try:
+            for digest in image.layers:
+                wanted = image.blobs[digest]
+                assert read_blob(model, digest, len(wanted)) == wanted
+                if isinstance(model, GenerationD):
+                    assert model.size(digest) == len(wanted)
+                    assert model.stream(digest) == wanted
+                    assert model.stream(digest, 777) == wanted[777:]
+        except (ReadFailed, CallFailed) as error:
+            raise PullFailed(str(error)) from error
+        finally:
+            model.close()
+
+
 _OFF_1 = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.snapshotter.v1.btrfs",
@@ -455,4 +503,9 @@ def clients() -> dict[str, Client]:
         "nydusd mirror": NydusClient("mirror"),
         "nydusd proxy": NydusClient("proxy"),
         "nydusd host": NydusClient("host"),
+        "nydusd B mirror": NydusModel("B", "mirror", "2.2.3 to 2.3.4"),
+        "nydusd C proxy": NydusModel("C", "proxy", "2.3.5 to 2.4.2"),
+        "nydusd C host": NydusModel("C", "host", "2.3.5 to 2.4.2"),
+        "nydusd D proxy": NydusModel("D", "proxy", "from 2.4.3"),
+        "nydusd D host": NydusModel("D", "host", "from 2.4.3"),
     }

@@ -20,6 +20,11 @@ CLIENTS: dict[str, tuple[str, str, str]] = {
     "nydusd mirror": ("nydusd", "2.2.0", "`mirrors`"),
     "nydusd proxy": ("nydusd", "2.2.0", "`proxy`"),
     "nydusd host": ("nydusd", "2.2.0", "host rewritten, own listener"),
+    "nydusd B mirror": ("nydusd (model)", "2.2.3 to 2.3.4", "`mirrors`"),
+    "nydusd C proxy": ("nydusd (model)", "2.3.5 to 2.4.2", "`proxy`"),
+    "nydusd C host": ("nydusd (model)", "2.3.5 to 2.4.2", "host rewritten, own listener"),
+    "nydusd D proxy": ("nydusd (model)", "from 2.4.3", "`proxy`"),
+    "nydusd D host": ("nydusd (model)", "from 2.4.3", "host rewritten, own listener"),
 }
 
 

@@ -199,7 +199,7 @@ class Origins:
 
     def push(self, kind: str, repository: str, size: int = 1_500_000) -> Image:
         """A new image under repository:v1."""
-        image = _make_image(repository, size)
+        image = make_image(repository, size)
         registry, who = self.registries[kind], self.credential(kind, repository)
         path = self.folder / "push"
         index = list(image.blobs)[-1]
@@ -240,7 +240,7 @@ def _layer(files: dict[str, bytes]) -> tuple[bytes, str]:
     return gzip.compress(tar, 1, mtime=0), f"sha256:{hashlib.sha256(tar).hexdigest()}"
 
 
-def _make_image(repository: str, size: int) -> Image:
+def make_image(repository: str, size: int) -> Image:
     image = Image(repository, "", [])
 
     def put(data: bytes) -> dict[str, Any]:

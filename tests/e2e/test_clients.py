@@ -109,7 +109,8 @@ def _by_url(note: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
 def images(site: Site) -> dict[Cell, Image]:
     """An image of its own for every cell, so that every cell has a cold read."""
     return {
-        cell: site.origins.push(cell.kind, f"app/{cell.client.replace(' ', '-')}") for cell in CELLS
+        cell: site.origins.push(cell.kind, f"app/{cell.client.lower().replace(' ', '-')}")
+        for cell in CELLS
     }
 
 
@@ -170,7 +171,19 @@ def test_warm(site: Site, images: dict[Cell, Image], cell: Cell) -> None:
 @pytest.mark.parametrize("kind", ["basic", "bearer"])
 @pytest.mark.parametrize(
     "name",
-    ["containerd 1", "containerd 2", "podman", "skopeo", "docker", "crane", "curl", "nydusd host"],
+    [
+        "containerd 1",
+        "containerd 2",
+        "podman",
+        "skopeo",
+        "docker",
+        "crane",
+        "curl",
+        "nydusd host",
+        "nydusd B mirror",
+        "nydusd C proxy",
+        "nydusd D host",
+    ],
 )
 def test_nobody_inherits_the_right_to_read(
     site: Site, images: dict[Cell, Image], name: str, kind: str

@@ -188,6 +188,24 @@ def test_origin_with_wrong_bytes_is_found_out_and_not_asked_for_ever() -> None:
     assert world.origin_bytes == asked
 
 
+@pytest.mark.parametrize("wrong_size", [63 * MIB, 64 * MIB, 65 * MIB + 5])
+def test_an_origin_that_is_well_again_is_believed_again(wrong_size: int) -> None:
+    """Neither the bytes nor the size of its bad day are kept."""
+    world = World(Setup(n_peers=3))
+    ref = world.blob("b", 64 * MIB)
+    world.origin.corrupt.add(ref.id)
+    world.origin.sizes[ref.id] = wrong_size
+    world.read("p1", ref)
+    world.run(60)
+    assert not any(ref.digest in node.done for node in world.nodes.values())
+    world.origin.corrupt.clear()
+    world.origin.sizes[ref.id] = 64 * MIB
+    again = [world.read("p1", ref), world.read("p2", ref)]
+    world.run(90)
+    assert all(world.reads[read].done_at is not None for read in again)
+    assert all(ref.digest in world.nodes[name].done for name in ("p1", "p2"))
+
+
 def test_refusals_of_the_origin_reach_the_reader() -> None:
     world = World(Setup(n_peers=3))
     gone = world.blob("gone", MIB)

@@ -95,11 +95,42 @@ def test_outsiders_do_not_fill_the_table() -> None:
 def test_secret_is_not_shown_and_not_pickled() -> None:
     auth = ClusterAuth(SECRET)
     assert SECRET.decode() not in repr(auth)
-    assert auth._key.hex() not in repr(auth)
+    assert auth._keys[0].hex() not in repr(auth)
     with pytest.raises(TypeError):
         pickle.dumps(auth)
 
 
-def test_short_secret_is_refused() -> None:
+@pytest.mark.parametrize("secrets", [(), (b"short",), (SECRET, b"short")])
+def test_short_secrets_are_refused(secrets: tuple[bytes, ...]) -> None:
     with pytest.raises(ValueError, match="at least 16"):
-        ClusterAuth(b"short")
+        ClusterAuth(*secrets)
+
+
+def test_the_first_secret_signs_and_all_verify() -> None:
+    old, new = SECRET, SECRET[::-1]
+    spreading, signing = ClusterAuth(old, new), ClusterAuth(new, old)
+    for signer, accepted in (
+        (ClusterAuth(old), {"old", "spreading", "signing"}),
+        (spreading, {"old", "spreading", "signing"}),
+        (signing, {"spreading", "signing", "new"}),
+        (ClusterAuth(new), {"spreading", "signing", "new"}),
+    ):
+        header = signer.sign("GET", PATH, NOW)
+        verifiers = {
+            "old": ClusterAuth(old),
+            "spreading": ClusterAuth(old, new),
+            "signing": ClusterAuth(new, old),
+            "new": ClusterAuth(new),
+        }
+        told = {name for name, auth in verifiers.items() if auth.verify("GET", PATH, header, NOW)}
+        assert told == accepted
+
+
+def test_a_replaced_secret_is_one_of_nobody_and_replays_stay_refused() -> None:
+    auth = ClusterAuth(SECRET)
+    before, unused = (auth.sign("GET", PATH, NOW) for _ in range(2))
+    assert auth.verify("GET", PATH, before, NOW)
+    auth.replace(SECRET[::-1], SECRET)
+    assert not auth.verify("GET", PATH, before, NOW), "a replay"
+    auth.replace(SECRET[::-1])
+    assert not auth.verify("GET", PATH, unused, NOW), "the secret is not ours any more"

@@ -307,6 +307,22 @@ async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
         assert got == b""
 
 
+async def test_two_heads_in_one_packet_are_two_requests_each_time(tmp_path: Path) -> None:
+    """Only a head that came alone is answered without the parser when it comes again."""
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.put(DATA)
+        ask = f"GET /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", w.port)
+        for _ in range(3):
+            writer.write(ask * 2)
+            for _ in range(2):
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)
+                assert head.startswith(b"HTTP/1.1 200 ")
+                assert await asyncio.wait_for(reader.readexactly(SIZE), 2) == DATA
+        writer.close()
+
+
 async def test_a_head_hidden_in_another_head_is_not_answered(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         digest = w.add(DATA)

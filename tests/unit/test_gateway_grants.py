@@ -153,7 +153,10 @@ async def test_credentials_go_nowhere_unless_they_are_to_pass_through(tmp_path: 
         assert w.door.asked[0]["authorization"] is None
 
 
-async def test_a_template_is_for_the_same_credentials_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("headers", [{"Range": "bytes=0-9"}, {}], ids=["range", "whole"])
+async def test_a_template_is_for_the_same_credentials_only(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
     async with world(tmp_path) as w:
         digest = w.add(DATA)
         w.door.public.clear()
@@ -161,7 +164,7 @@ async def test_a_template_is_for_the_same_credentials_only(tmp_path: Path) -> No
         w.origin.private["app"] = ALICE
         path = f"/v2/app/blobs/{digest}"
         for _ in range(3):
-            assert (await w.get(path, Range="bytes=0-9", Authorization=ALICE))[0] == 206
+            assert (await w.get(path, Authorization=ALICE, **headers))[0] in (200, 206)
         assert w.context.servers[0].repeats == 2
-        assert (await w.get(path, Range="bytes=0-9", Authorization=BOB))[0] == 401
-        assert (await w.get(path, Range="bytes=0-9"))[0] == 401
+        assert (await w.get(path, Authorization=BOB, **headers))[0] == 401
+        assert (await w.get(path, **headers))[0] == 401

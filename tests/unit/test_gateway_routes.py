@@ -225,7 +225,7 @@ async def test_get_with_an_empty_body_is_fine(tmp_path: Path) -> None:
         assert got.endswith(DATA[:10])
 
 
-async def test_slow_heads_and_idle_connections_are_closed(tmp_path: Path) -> None:
+async def test_slow_heads_are_closed(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         reader, writer = await asyncio.open_connection("127.0.0.1", w.port)
         writer.write(b"GET /v2/ HTTP/1.1\r\nHost:")
@@ -235,6 +235,23 @@ async def test_slow_heads_and_idle_connections_are_closed(tmp_path: Path) -> Non
         w.context.servers[0].sweep(idle_s=100, header_s=0.01, stall_s=100)
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 1) == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("asks_first", [False, True])
+async def test_idle_connections_are_closed(tmp_path: Path, asks_first: bool) -> None:
+    async with world(tmp_path) as w:
+        reader, writer = await asyncio.open_connection("127.0.0.1", w.port)
+        if asks_first:
+            writer.write(b"GET /healthy HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200" in await asyncio.wait_for(reader.readuntil(b"OK\n"), 2)
+        await asyncio.sleep(0.05)
+        w.context.servers[0].sweep(idle_s=100, header_s=0.01, stall_s=0.01)
+        assert w.context.servers[0].n_connections == 1
+        w.context.servers[0].sweep(idle_s=0.01, header_s=100, stall_s=100)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 1) == b""
+        assert w.context.servers[0].n_connections == 0
         writer.close()
 
 

@@ -301,6 +301,34 @@ async def test_an_anonymous_token_is_fetched_once_and_counts_as_public() -> None
     assert [path for path, _ in log].count("/token") == 1
 
 
+async def test_a_token_is_renewed_before_it_ends() -> None:
+    """A request that takes a while must not find its token gone on the way."""
+    issued: list[float] = []
+    used: list[tuple[str, float]] = []
+
+    async def origin(request: web.Request) -> web.StreamResponse:
+        now = asyncio.get_running_loop().time()
+        if request.path == "/token":
+            issued.append(now)
+            return web.json_response({"token": f"tok-{len(issued)}", "expires_in": 1})
+        authorization = request.headers.get("Authorization", "")
+        if not authorization.startswith("Bearer tok-"):
+            realm = f'Bearer realm="http://{request.host}/token",service="s"'
+            return web.Response(status=401, headers={"WWW-Authenticate": realm})
+        used.append((authorization, now))
+        return ranged(request)
+
+    async with serving(origin) as api, client_of(api) as client:
+        for _ in range(12):
+            async with client.fetch_blob(REF, 0, 10, authorization=None) as stream:
+                assert stream.size
+            await asyncio.sleep(0.1)
+    assert len(issued) >= 2
+    for authorization, at in used:
+        age_s = at - issued[int(authorization.rpartition("-")[2]) - 1]
+        assert age_s < 0.9, "it had less than a tenth of its life left"
+
+
 async def test_static_credentials_go_to_the_token_server_only(tmp_path: Any) -> None:
     log: list[tuple[str, str | None]] = []
     (tmp_path / "password").write_text(SECRET + "\n")

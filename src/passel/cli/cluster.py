@@ -33,6 +33,7 @@ from passel.client.status import cluster_status
 from passel.config import load, missing_files
 from passel.errors import ConfigError, PasselError
 from passel.store import fileio
+from passel.transport.certificates import check_available
 
 UP_TIMEOUT_S = 120.0
 DOWN_TIMEOUT_S = 20.0
@@ -94,6 +95,8 @@ def start_cluster(
         missing = missing_files(load(config))
         if missing:
             raise ConfigError("\n".join(f"{config}: {each}" for each in missing))
+        if load(config).peer.tls:
+            check_available()
     _check_ray()
     for note in (folder.ready, folder.failed, folder.progress):
         if not supervisor_lives(folder):

@@ -21,6 +21,7 @@ from passel.cli.mirrors import mirrors
 from passel.client.status import peer_status
 from passel.config import load, missing_files
 from passel.errors import ConfigError, PasselError
+from passel.transport.certificates import check_available
 
 #: The controller's constructor waits for the shards, and Ray for its first worker.
 CONTROLLER_TIMEOUT_S = 90.0
@@ -47,6 +48,8 @@ def start(
         missing = missing_files(settings)
         if missing:
             raise ConfigError("\n".join(missing))
+        if settings.peer.tls:
+            check_available()
         gateway = NodeGateway(settings)
         try:
             is_new = gateway.start(config, name or socket.gethostname())

@@ -1,4 +1,4 @@
-"""`passel preheat`, `jobs`, `ls`, `rm`: what the controller keeps and does for all nodes."""
+"""`passel preheat`, `jobs`, `ls`, `rm`, `rotate`: what the controller does for all nodes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from passel.ids import Digest
 WATCH_EVERY_S = 0.5
 #: A controller that restarts is back within seconds.
 AWAY_MAX_S = 60.0
+#: All nodes answer within a second; the new secret alone counts 10 s later.
+ROTATION_MAX_S = 60.0
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 ConfigOption = Annotated[
@@ -155,6 +157,31 @@ def rm(
             raise PasselError(
                 f"these nodes do not answer: {', '.join(facts['away'])}; say it again"
             )
+
+
+def rotate(
+    state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Replace the secret by which peers know each other; running transfers go on."""
+    with errors_are_sentences():
+        client = _client(state, config)
+        facts = client.ask("rotate", begin=True)
+        deadline = time.monotonic() + ROTATION_MAX_S
+        while facts["stage"] != "steady" and time.monotonic() < deadline:
+            time.sleep(WATCH_EVERY_S)
+            # A controller or a peer that starts again goes on where it was.
+            with contextlib.suppress(TransientError):
+                facts = client.ask("rotate", begin=False)
+        if facts["stage"] != "steady":
+            nodes = ", ".join(facts["waits_for"]) or "the controller"
+            raise PasselError(
+                f"the rotation waits for {nodes} and goes on by itself; the old secret is good"
+                " until then"
+            )
+        if as_json:
+            print_json(facts)
+        else:
+            out.print("the peers have a new secret, the old one is good for nothing")
 
 
 def _own_platform() -> str:

@@ -147,7 +147,7 @@ class Client:
         return self.ask("submit", what=what, to=to, blobs=admin.blobs_of(self, target, platform))
 
     def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
-        """What the controller answers to jobs, submit, cancel, blobs or remove."""
+        """What the controller answers to jobs, submit, cancel, blobs, remove or rotate."""
         doors = [folder.door for folder in self._state.nodes()]
         if self._store is not None:
             doors = [self._store / "peer.sock"]

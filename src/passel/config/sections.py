@@ -223,6 +223,10 @@ class PeerConfig(Section):
     """Pieces that one node fetches at the same time."""
     per_parent: Count = 4
     """Pieces that one node fetches from the same parent at the same time."""
+    tls: Switch = False
+    """Whether pieces travel through TLS, with certificates that the cluster makes for itself.
+    Costs processor time on both sides; leave it out where the network between the nodes is
+    trusted or encrypted. Counts in the configuration that starts the cluster. Needs passel[tls]."""
 
 
 class SchedulerConfig(Section):

@@ -663,9 +663,10 @@ class PeerMachine:
             self._out.append(ReadFailed(read.read, refusal))
             self._reads.pop(read.read, None)
             del holding.reads[read.read]
+        # The size was the word of whoever sent these bytes.
+        holding.geometry = None
         holding.told = None
-        if holding.geometry is not None and holding.rest:
-            self._open(holding, holding.geometry.size)
+        self._say_wants(holding)
 
     def _store_full(self, blob: BlobId) -> None:
         holding = self.blobs[blob]

@@ -370,11 +370,8 @@ class ShardMachine:
         for peer, row in swarm.rows.items():
             for piece in list(row.coming):
                 swarm.settle(peer, piece)
-            row.have = row.undigested = 0
             self._say(peer, Discard(blob))
-        if swarm.geometry is not None:
-            swarm.known = swarm.held = 0
-            swarm.digests = bytearray(len(swarm.digests))
+        swarm.forget_bytes()
         copies = self.copies.get(swarm.key.digest)
         if copies is not None:
             self._add_copies(swarm, copies, copies.holders)

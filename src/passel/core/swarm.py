@@ -186,6 +186,14 @@ class Swarm:
             row.ranges = ()
             self.unserved[peer] = None
 
+    def forget_bytes(self) -> None:
+        """Size and digests were those of wrong bytes. Whoever wants the blob says so again."""
+        self.geometry = None
+        self.known = self.held = 0
+        self.digests = bytearray()
+        for row in self.rows.values():
+            row.have = row.undigested = row.urgent = 0
+
     def pieces_of(self, ranges: tuple[tuple[int, int], ...]) -> int:
         assert self.geometry is not None
         bits = 0

@@ -1,10 +1,11 @@
 """Peers prove to each other that they belong to the same cluster, request by request.
 
-Every request carries a MAC made with the cluster's secret over method, path with query, time and
-nonce. There is no session and nothing to negotiate, so a pooled connection that changes hands, or
-a peer that restarts, needs no extra round trip. What this does not do: it hides nothing from
-someone who listens on the wire, and it does not vouch for answers (pieces are checked against the
-shard's digests).
+Every request carries a MAC made with a secret of the cluster over method, path with query, time and
+nonce. There may be two secrets for a while, so that one can be replaced under running transfers.
+There is no session and nothing to negotiate, so a pooled connection that changes hands, or a peer
+that restarts, needs no extra round trip. What this does not do: it hides nothing from someone who
+listens on the wire (`passel.transport.certificates` does), and it does not vouch for answers
+(pieces are checked against the shard's digests).
 """
 
 from __future__ import annotations
@@ -29,37 +30,45 @@ _PURPOSE: Final = b"passel peer request v1"
 
 
 class ClusterAuth:
-    """Signs requests to other peers and verifies theirs; knows the secret and never shows it.
+    """Signs requests to other peers and verifies theirs; knows the secrets and never shows them.
 
-    `sign` may be called from any thread. `verify` keeps the nonces that it has seen and belongs
-    to one thread, the one that runs the piece server's event loop.
+    `sign` may be called from any thread. `replace` and `verify`, which keeps the nonces that it has
+    seen, belong to one thread, the one that runs the piece server's event loop.
     """
 
-    __slots__ = ("_floor_ms", "_key", "_recent", "_replays_max", "_seen", "_window_ms")
+    __slots__ = ("_floor_ms", "_keys", "_recent", "_replays_max", "_seen", "_window_ms")
 
     def __init__(
-        self, secret: bytes, *, window_s: float = WINDOW_S, replays_max: int = 131_072
+        self, *secrets: bytes, window_s: float = WINDOW_S, replays_max: int = 131_072
     ) -> None:
-        """Keep a key derived from `secret`.
+        """Keep keys derived from `secrets`.
 
         Parameters
         ----------
-        secret : bytes
-            The cluster's secret, at least 16 bytes (``ValueError`` otherwise).
+        secrets : bytes
+            The first signs, all verify; at least 16 bytes each (``ValueError`` otherwise).
         window_s : float
             How far a request's time may be from ours, both ways.
         replays_max : int
             Nonces remembered. 131 072 is 2 000 requests/s for the whole window; see `verify` for
             what happens above that.
         """
-        if len(secret) < SECRET_BYTES_MIN:
-            raise ValueError(f"the cluster secret must have at least {SECRET_BYTES_MIN} bytes")
-        self._key = hmac.digest(secret, _PURPOSE, "sha256")
+        self.replace(*secrets)
         self._window_ms = int(window_s * 1000)
         self._replays_max = replays_max
         self._seen: set[bytes] = set()
         self._recent: list[tuple[int, bytes]] = []
         self._floor_ms = -1
+
+    def replace(self, *secrets: bytes) -> None:
+        """From now on the first of these signs, and all of them verify; see `__init__`.
+
+        The nonces that were seen stay seen: they are good once, whichever secret made their MAC.
+        """
+        if not secrets or min(map(len, secrets)) < SECRET_BYTES_MIN:
+            raise ValueError(f"a cluster secret must have at least {SECRET_BYTES_MIN} bytes")
+        # One assignment: a thread that signs sees the old keys or the new ones.
+        self._keys = tuple(hmac.digest(secret, _PURPOSE, "sha256") for secret in secrets)
 
     def __repr__(self) -> str:
         return "<ClusterAuth>"
@@ -76,7 +85,8 @@ class ClusterAuth:
         """
         time_ms = int(now_s * 1000)
         nonce = secrets.token_bytes(_NONCE_BYTES).hex()
-        return f"Passel-MAC v=1,t={time_ms},n={nonce},m={self._mac(method, path, time_ms, nonce)}"
+        mac = _mac(self._keys[0], method, path, time_ms, nonce)
+        return f"Passel-MAC v=1,t={time_ms},n={nonce},m={mac}"
 
     def verify(self, method: str, path: str, header: str | None, now_s: float) -> bool:
         """Whether `header` was made for this request by a member of the cluster, lately, once.
@@ -90,7 +100,10 @@ class ClusterAuth:
         if match is None:
             return False
         time_ms, nonce = int(match[1]), match[2]
-        if not hmac.compare_digest(self._mac(method, path, time_ms, nonce), match[3]):
+        if not any(
+            hmac.compare_digest(_mac(key, method, path, time_ms, nonce), match[3])
+            for key in self._keys
+        ):
             return False
         now_ms = int(now_s * 1000)
         if abs(now_ms - time_ms) > self._window_ms or time_ms <= self._floor_ms:
@@ -100,10 +113,6 @@ class ClusterAuth:
             return False
         self._remember(time_ms, raw, now_ms)
         return True
-
-    def _mac(self, method: str, path: str, time_ms: int, nonce: str) -> str:
-        text = f"{method}\n{path}\n{time_ms}\n{nonce}".encode("utf-8", "surrogateescape")
-        return hmac.new(self._key, text, hashlib.sha256).hexdigest()
 
     def _remember(self, time_ms: int, nonce: bytes, now_ms: int) -> None:
         while self._recent and self._recent[0][0] < now_ms - self._window_ms:
@@ -118,3 +127,8 @@ class ClusterAuth:
         time_ms, nonce = heapq.heappop(self._recent)
         self._seen.discard(nonce)
         self._floor_ms = max(self._floor_ms, time_ms)
+
+
+def _mac(key: bytes, method: str, path: str, time_ms: int, nonce: str) -> str:
+    text = f"{method}\n{path}\n{time_ms}\n{nonce}".encode("utf-8", "surrogateescape")
+    return hmac.new(key, text, hashlib.sha256).hexdigest()

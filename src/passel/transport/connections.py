@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import OrderedDict
@@ -51,7 +52,8 @@ class Job:
             self._cancelled = True
             if self._sock is not None:
                 with contextlib.suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_RDWR)
+                    # The plain one: that of a TLS socket would hand its reader undecrypted bytes.
+                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def check(self) -> None:
         """Raise `Cancelled` if nobody waits any more."""
@@ -72,13 +74,16 @@ class Job:
         return min(left_s, limit_s)
 
 
-def connect(address: str, job: Job, timeout_s: float) -> socket.socket:
-    """Open a connection and attach it to `job`; the caller closes it.
+def connect(
+    address: str, job: Job, timeout_s: float, tls: ssl.SSLContext | None = None
+) -> socket.socket:
+    """Open a connection, through TLS if wanted, and attach it to `job`; the caller closes it.
 
     Raises
     ------
     PeerUnavailable
-        Nobody listens there, or not within `timeout_s`, or `address` is none.
+        Nobody listens there, or not within `timeout_s`, or `address` is none, or whoever listens
+        shows no certificate that `tls` knows.
     """
     try:
         family, host, port = parse_address(address)
@@ -91,6 +96,10 @@ def connect(address: str, job: Job, timeout_s: float) -> socket.socket:
         sock.connect((host, port))
         job.check()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            sock.settimeout(job.step_s(timeout_s))
+            sock = tls.wrap_socket(sock)
+            job.attach(sock)
     except (OSError, TransientError) as error:
         job.detach()
         sock.close()

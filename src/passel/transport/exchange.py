@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -82,6 +83,9 @@ class Exchange:
         self.is_over = head.keep_alive
 
     def _receive_body(self, sock: socket.socket, buffer: memoryview, left: int) -> None:
+        if isinstance(sock, ssl.SSLSocket):
+            self._receive_records(sock, buffer, left)
+            return
         wake_at = 1
         while left:
             if wake_at != min(left, _WAKE_BYTES):
@@ -92,6 +96,24 @@ class Exchange:
                 raise PeerUnavailable(f"{self.address} closed with {left} bytes still to come")
             self.take(buffer[:n])
             left -= n
+
+    def _receive_records(self, sock: ssl.SSLSocket, buffer: memoryview, left: int) -> None:
+        """The same through TLS, where a read gives one record of at most 16 KiB.
+
+        The socket cannot be told to wait for more: what is left of a record may already be in the
+        library. So they are gathered here, and hashed and written together.
+        """
+        while left:
+            wanted, got = min(left, _WAKE_BYTES), 0
+            while got < wanted:
+                n = self._receive(sock, buffer[got:wanted], self.read_timeout_s)
+                if n == 0:
+                    raise PeerUnavailable(
+                        f"{self.address} closed with {left - got} bytes still to come"
+                    )
+                got += n
+            self.take(buffer[:got])
+            left -= got
 
     def _ask(
         self, sock: socket.socket, authorization: str, buffer: memoryview, reused: bool

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +66,7 @@ class PieceClient:
         read_timeout_s: float = 10.0,
         idle_s: float = 15.0,
         buffer_bytes: int = _BUFFER_BYTES,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Bounds and deadlines.
 
@@ -81,10 +83,13 @@ class PieceClient:
             asked for), and of every single read.
         buffer_bytes : int
             Per thread.
+        tls : SSLContext or None
+            With it, only peers that show a certificate of the cluster's authority are talked to.
         """
         if buffer_bytes < 2 * HEAD_BYTES_MAX:
             raise ValueError("the buffer must hold the head of an answer")
         self._auth = auth
+        self._tls = tls
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="passel-piece")
         self._idle = IdleConnections(connections_per_peer, idle_s)
         self._outstanding_max = outstanding_max
@@ -233,7 +238,7 @@ class PieceClient:
                 self._converse(exchange, sock, reused=True)
                 return
         self.n_connects += 1
-        sock = connect(address, job, self._connect_timeout_s)
+        sock = connect(address, job, self._connect_timeout_s, self._tls)
         self._converse(exchange, sock, reused=False)
 
     def _converse(self, exchange: Exchange, sock: socket.socket, *, reused: bool) -> None:

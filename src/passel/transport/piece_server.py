@@ -1,11 +1,11 @@
 """The piece server: how a peer's pieces, and nothing else, get to other peers.
 
 An HTTP/1.1 server inside the peer's event loop. Bytes go from page cache to socket by sendfile;
-Python sees heads only. Decisions (what is held, when to wait) belong to the `PieceSource`, which
-is the peer.
+Python sees heads only, as long as there is no TLS. Decisions (what is held, when to wait) belong to
+the `PieceSource`, which is the peer.
 
-Order of checks: MAC, target, method, then the source. Somebody without the secret learns only
-that.
+Order of checks: certificate, if there is TLS, MAC, target, method, then the source. Somebody
+without the secret learns only that.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import asyncio
 import json
 import logging
 import os
+import ssl
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -24,7 +26,7 @@ from passel.errors import InputError
 from passel.ids import BlobId
 from passel.oci.ranges import content_range, parse_range
 from passel.transport.auth import AUTH_HEADER, ClusterAuth
-from passel.transport.sending import Gate, send_file
+from passel.transport.sending import Gate, send_copied, send_file
 from passel.transport.slots import UploadSlots
 from passel.transport.wire import (
     HEAD_BYTES_MAX,
@@ -44,6 +46,7 @@ _LINE_MAX: Final = 128
 #: How long bulk may have to pause for clients, in a row.
 _PAUSE_S: Final = 0.5
 _STALL_S: Final = 30.0
+_HANDSHAKE_S: Final = 5.0
 _WAITS_MAX: Final = 1024
 _CONNECTIONS_MAX: Final = 4096
 _RETRY_AFTER_S: Final = (0.02, 1.0)
@@ -103,9 +106,11 @@ class PieceServer:
         stall_s: float = _STALL_S,
         slot_wait_s: float = _SLOT_WAIT_S,
         connections_max: int = _CONNECTIONS_MAX,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._source = source
         self._auth = auth
+        self._tls = tls
         self._slots = UploadSlots(slots, n_waiting_max=_LINE_MAX)
         self._gate = Gate(_PAUSE_S)
         self._stall_s = stall_s
@@ -154,7 +159,14 @@ class PieceServer:
             return server()
 
         # A whole wave of children connects in the same moment: the default of 100 drops SYNs.
-        self._listener = await loop.create_server(connection, host, port, backlog=1024)
+        self._listener = await loop.create_server(
+            connection,
+            host,
+            port,
+            backlog=1024,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S,
+        )
         self._server = server
         bound: int = self._listener.sockets[0].getsockname()[1]
         return bound
@@ -271,7 +283,8 @@ class PieceServer:
             if transport is None:
                 raise ConnectionResetError("the connection is closed")
             try:
-                await send_file(
+                send = send_file if self._tls is None else partial(send_copied, response.write)
+                await send(
                     transport,
                     fd,
                     location.offset + start,
