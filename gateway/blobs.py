@@ -111,13 +111,8 @@ class Blobs:
         else:
             await exchange.connection.send_file(lead, file, start, stop - start)
         self._context.metrics.bytes.labels("local").inc(stop - start)
-        if (
-            view.complete
-            and exchange.keep
-            and self._may_repeat(ref)
-            and not self._context.recording.is_on  # a repeat does not come by here
-        ):
-            self._remember(exchange, fields, file, view.size, grant, ranged=spans is not None)
+        if view.complete and exchange.keep and self._may_repeat(ref):
+            self._remember(exchange, ref, fields, file, view.size, grant, ranged=spans is not None)
         return True
 
     def _may_repeat(self, ref: BlobRef) -> bool:
@@ -126,6 +121,7 @@ class Blobs:
     def _remember(
         self,
         exchange: Exchange,
+        ref: BlobRef,
         fields: list[Header],
         file: PinnedFile,
         size: int,
@@ -141,7 +137,8 @@ class Blobs:
             lead = lead.replace(old, b"Content-Range: bytes %d-%d/" + b"%d\r\n" % size)
         lead = lead.replace(b"Content-Length: %d\r\n" % size, b"Content-Length: %d\r\n")
         expires = min(asyncio.get_running_loop().time() + REPEAT_S, grant.ends)
-        exchange.connection.remember(file, size, lead, expires)
+        repeats = self._context.recording.repeats(ref, self._context.node)
+        exchange.connection.remember(file, size, lead, expires, repeats)
 
     # What is not.
 

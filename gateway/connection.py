@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
     from aiohttp.web_response import StreamResponse
 
+    from passel.telemetry.recording import Repeats
+
 log = logging.getLogger(__name__)
 
 #: Far beyond any clock of ours: `Server.sweep` closes idle connections, aiohttp's own timer would
@@ -177,16 +179,21 @@ class Connection(RequestHandler):
         start, stop = span
         count = stop - start
         server = self.server
+        is_sent = template.repeats.begin(start, stop)
         if count <= SMALL:
             body = os.pread(template.file.fd, count, start)
             if len(body) != count:
                 return False
             transport.write(template.header(start, stop) + body)
+            if is_sent is not None:
+                is_sent()
         elif count <= LONGEST_REPEAT:
+            header = template.header(start, stop)
+            transfer = Transfer(self, header, template.file, start, count)
+            transfer.sent = is_sent
             try:
-                self._start(
-                    Transfer(self, template.header(start, stop), template.file, start, count)
-                )
+                if self._start(transfer) and is_sent is not None:
+                    is_sent()
             except OSError:
                 self.abort()
         else:
@@ -262,7 +269,9 @@ class Connection(RequestHandler):
             self._clean = False
             self.transport.close()
 
-    def remember(self, file: PinnedFile, size: int, head: bytes, expires: float) -> None:
+    def remember(
+        self, file: PinnedFile, size: int, head: bytes, expires: float, repeats: Repeats
+    ) -> None:
         """Answer repeats of the request at hand without its handler until `expires`."""
         raw = self._head
         if raw is None or len(raw) > LONGEST_HEAD:
@@ -271,7 +280,7 @@ class Connection(RequestHandler):
         digits = _RANGE_DIGITS.search(raw)
         if not lines or (len(lines) == 1 and digits is not None):
             span = None if digits is None else digits.span(1)
-            template = Template(raw, span, file, size, head, expires)
+            template = Template(raw, span, file, size, head, expires, repeats)
             self.server.keep_template(raw[: raw.find(b"\r\n")], template)
 
     def remember_answer(self, answer: bytes, expires: float) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from passel.gateway.connection import Connection
+    from passel.telemetry.recording import Repeats
 
 #: Up to here one read and one write of header and body together is cheaper than sendfile.
 SMALL = 64 * 1024
@@ -43,7 +45,7 @@ class PinnedFile:
 class Template:
     """A head that was answered with verified bytes, and all it takes to answer its like."""
 
-    __slots__ = ("expires", "file", "head", "prefix", "size", "suffix")
+    __slots__ = ("expires", "file", "head", "prefix", "repeats", "size", "suffix")
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Template:
         size: int,
         head: bytes,
         expires: float,
+        repeats: Repeats,
     ) -> None:
         #: The head up to the digits of the range and from there; suffix None: the whole head.
         self.prefix = raw if digits is None else raw[: digits[0]]
@@ -62,6 +65,7 @@ class Template:
         #: Format with (length) for a whole blob, (length, first, last) for a range.
         self.head = head
         self.expires = expires
+        self.repeats = repeats
 
     def match(self, data: bytes) -> tuple[int, int] | None:
         """The half-open range that this head asks for; None when it is not a repeat."""
@@ -95,7 +99,7 @@ class Answer:
 class Transfer:
     """A sendfile that did not fit into the socket buffer at once; goes on as the client reads."""
 
-    __slots__ = ("connection", "count", "done", "file", "header", "offset", "sock")
+    __slots__ = ("connection", "count", "done", "file", "header", "offset", "sent", "sock")
 
     def __init__(
         self, connection: Connection, header: bytes, file: PinnedFile, offset: int, count: int
@@ -107,6 +111,8 @@ class Transfer:
         self.offset = offset
         self.count = count
         self.done: asyncio.Future[None] | None = None
+        #: Called when a transfer that nobody awaits has been sent to its end.
+        self.sent: Callable[[], None] | None = None
 
     def step(self) -> bool:
         """Send until the socket is full or one chunk is out; True when nothing is left."""
@@ -143,6 +149,8 @@ class Transfer:
         self.connection.last_active = self.connection.loop.time()
         if finished:
             self.end(None)
+            if self.sent is not None:
+                self.sent()
 
     def end(self, error: BaseException | None) -> None:
         """Stop watching the socket and give the connection back to the parser. Idempotent."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from unit.gateway_fakes import PIECE, digest_of, noise, world
 
+from passel.telemetry.trace import read_trace
+
 SIZE = 10 * PIECE + 123
 DATA = noise(SIZE)
 
@@ -81,6 +83,26 @@ async def test_repeats_are_answered_by_the_connection(tmp_path: Path) -> None:
         assert (status, headers["Content-Length"], body) == (200, str(SIZE), b"")
         for _ in range(3):
             assert (await w.get(path))[2] == DATA
+
+
+async def test_repeats_are_recorded_like_other_reads(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.put(DATA)
+        path = f"/v2/app/blobs/{digest}"
+        spans = [(0, 10), (5, 4000), (PIECE, PIECE + 300_000)]
+        assert (await w.get(path, Range="bytes=0-9"))[0] == 206  # from the peer: not recorded
+        recording = w.context.recording
+        recording.is_on = True
+        for start, stop in spans:
+            assert (await w.get(path, Range=f"bytes={start}-{stop - 1}"))[0] == 206
+        assert w.context.servers[0].repeats == 3
+        recording.close()
+        (file,) = tmp_path.rglob("trace/*.parquet")
+        rows = read_trace(file).to_pylist()
+        assert [(row["start"], row["stop"]) for row in rows] == spans
+        assert {row["source"] for row in rows} == {"local"}
+        assert all(row["transfer_s"] >= 0 for row in rows)
 
 
 async def test_multi_range_keeps_order_and_number(tmp_path: Path) -> None:

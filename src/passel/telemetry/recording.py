@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,43 @@ class Recording:
     def read(self, ref: BlobRef, node: str) -> ReadNote:
         """A client's read begins; use it as a context."""
         return ReadNote(self, ref, node) if self.is_on else NO_NOTE
+
+    def repeats(self, ref: BlobRef, node: str) -> Repeats:
+        """For reads of a blob that is here, which are answered without a handler."""
+        return Repeats(self, ref, node)
+
+
+class Repeats:
+    """Reads of one blob like one before. `begin` is one comparison while recording is off."""
+
+    __slots__ = ("_blob", "_node", "_recording")
+
+    def __init__(self, recording: Recording, ref: BlobRef, node: str) -> None:
+        self._recording = recording
+        self._blob = ref.id
+        self._node = node
+
+    def begin(self, start: int, stop: int) -> Callable[[], None] | None:
+        """A read of the bytes (start, stop); to be called when they are sent, unless None."""
+        if not self._recording.is_on:
+            return None
+        return partial(self._sent, start, stop, time.time())
+
+    def _sent(self, start: int, stop: int, began_at: float) -> None:
+        now = time.time()
+        self._recording.recorder.read(
+            at_s=now,
+            node=self._node,
+            zone=None,
+            blob=self._blob,
+            start=start,
+            stop=stop,
+            n_bytes=stop - start,
+            source="local",
+            queue_s=0.0,
+            transfer_s=now - began_at,
+            outcome="ok",
+        )
 
 
 class ReadNote:
