@@ -301,6 +301,41 @@ async def test_an_anonymous_token_is_fetched_once_and_counts_as_public() -> None
     assert [path for path, _ in log].count("/token") == 1
 
 
+@pytest.mark.parametrize("status", [404, 405])
+async def test_a_token_server_that_knows_no_get_is_sent_the_form(status: int) -> None:
+    forms: list[dict[str, str]] = []
+
+    async def origin(request: web.Request) -> web.StreamResponse:
+        if request.path == "/token" and request.method == "GET":
+            return web.Response(status=status)
+        if request.path == "/token":
+            assert not request.query, "a password's companions do not belong into a URL"
+            forms.append({key: str(value) for key, value in (await request.post()).items()})
+            return web.json_response({"access_token": "tok", "expires_in": 300})
+        if request.headers.get("Authorization") != "Bearer tok":
+            realm = f'Bearer realm="http://{request.host}/token",service="s"'
+            return web.Response(status=401, headers={"WWW-Authenticate": realm})
+        return ranged(request)
+
+    basic = "Basic " + base64.b64encode(f"u:{SECRET}".encode()).decode()
+    async with serving(origin) as api, client_of(api) as client:
+        async with client.fetch_blob(REF, 0, 10, authorization=basic) as stream:
+            assert not stream.anonymous
+        with pytest.raises(OriginRefused):
+            async with client.fetch_blob(REF, 0, 10, authorization=None):
+                pass
+    assert forms == [
+        {
+            "scope": "repository:org/app:pull",
+            "service": "s",
+            "grant_type": "password",
+            "client_id": "passel",
+            "username": "u",
+            "password": SECRET,
+        }
+    ]
+
+
 async def test_a_token_is_renewed_before_it_ends() -> None:
     """A request that takes a while must not find its token gone on the way."""
     issued: list[float] = []

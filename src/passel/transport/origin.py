@@ -115,7 +115,7 @@ class OriginClient:
         self._rng = rng or random.Random()
         self._backoff_s = backoff_s
         self._session: aiohttp.ClientSession | None = None
-        self._auth = OriginAuth(key, upstream, self._get_token)
+        self._auth = OriginAuth(key, upstream, self._ask_token)
         self._gate: tuple[float, OriginRefused] | None = None
         self._ignores_ranges_until = 0.0
 
@@ -311,11 +311,17 @@ class OriginClient:
         raise OriginNonsense(f"upstream {self._key} redirects more than {REDIRECTS_MAX} times")
 
     async def _send(
-        self, method: str, url: URL, headers: Mapping[str, str]
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        form: Mapping[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
         check_url(url, self._upstream.networks, self._key)
         try:
-            return await self._pool().request(method, url, headers=headers, allow_redirects=False)
+            return await self._pool().request(
+                method, url, headers=headers, data=form, allow_redirects=False
+            )
         except aiohttp.ClientConnectorCertificateError as error:
             raise OriginUnavailable(
                 f"the TLS certificate of upstream {self._key} is not trusted: set"
@@ -339,9 +345,11 @@ class OriginClient:
                 f"upstream {self._key} sent something that is not HTTP ({type(error).__name__})"
             ) from None
 
-    async def _get_token(self, url: URL, headers: dict[str, str]) -> tuple[int, bytes]:
+    async def _ask_token(
+        self, url: URL, headers: dict[str, str], form: dict[str, str] | None
+    ) -> tuple[int, bytes]:
         try:
-            response = await self._send("GET", url, headers)
+            response = await self._send("GET" if form is None else "POST", url, headers, form)
         except _Again as again:
             raise again.error from again
         try:

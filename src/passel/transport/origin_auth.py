@@ -1,6 +1,8 @@
 """Credentials towards an origin: challenges answered, tokens fetched and kept.
 
-Source: distribution's token specification ("Token Authentication Specification") and RFC 7617.
+Source: distribution's token specifications ("Token Authentication Specification" for GET, "OAuth2
+Token Authentication" for POST) and RFC 7617. GET comes first, as docker, podman and crane do it; a
+server that knows no GET (404, 405) gets the form.
 Where a token may be fetched follows distribution's own proxy (realm on the upstream's host or
 registrable domain), so that a challenge cannot send a client's password elsewhere.
 """
@@ -35,18 +37,19 @@ class Token:
     until: float
 
 
-#: GET a token URL with these headers; status and at most `TOKEN_BYTES_MAX` of body.
-Get = Callable[[URL, dict[str, str]], Awaitable[tuple[int, bytes]]]
+#: Ask a token URL: by GET with these headers, or by POST of a form, unless that is None. Status and
+#: at most `TOKEN_BYTES_MAX` of body come back.
+Ask = Callable[[URL, dict[str, str], dict[str, str] | None], Awaitable[tuple[int, bytes]]]
 
 
 class OriginAuth:
     """The tokens of one upstream, by repository and identity; single-flight, bounded."""
 
-    def __init__(self, key: str, upstream: UpstreamConfig, get: Get) -> None:
+    def __init__(self, key: str, upstream: UpstreamConfig, ask: Ask) -> None:
         self._key = key
         self._upstream = upstream
         self._api = URL(upstream.api)
-        self._get = get
+        self._ask = ask
         self._tokens: OrderedDict[tuple[str, str], Token] = OrderedDict()
         self._flights: dict[tuple[str, str], asyncio.Task[Token]] = {}
 
@@ -113,7 +116,10 @@ class OriginAuth:
         if "service" in challenge.params:
             query["service"] = challenge.params["service"]
         headers = {"Authorization": credential} if credential is not None else {}
-        status, body = await self._get(realm.update_query(query), headers)
+        status, body = await self._ask(realm.update_query(query), headers, None)
+        form = _form(query, credential)
+        if status in (404, 405) and form is not None:
+            status, body = await self._ask(realm, {}, form)
         if status >= 400:
             raise OriginRefused(status, {}, b"")
         return _parse_token(self._key, body)
@@ -132,6 +138,21 @@ class OriginAuth:
                 " own domain"
             )
         return realm
+
+
+def _form(query: dict[str, str], credential: str | None) -> dict[str, str] | None:
+    """What is asked for, with name and password, as OAuth2 has it; None without a password."""
+    scheme, _, encoded = (credential or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        name, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except ValueError:
+        return None
+    if not colon:
+        return None
+    who = {"grant_type": "password", "client_id": "passel", "username": name, "password": password}
+    return {**query, **who}
 
 
 def _domain(host: str | None) -> str:
