@@ -5,8 +5,8 @@ namespaces behind shaped links), and `passel.sim` plays the same one message by 
 nodes, zones, blob, links and origin. A line per shape tells the error of the last finish, of the
 median node, and of bytes from the origin and between zones, as (simulated - live) / live.
 
-The model has one set of parameters for all shapes, `MODEL`; nothing is fitted to a shape. Needs root
-and tc.
+The model has one set of parameters for all shapes, `MODEL`; nothing is fitted to a shape. Needs
+root and tc.
 
     sudo python bench/sim_vs_live.py --nodes 4 8 16 --zones 1 2 > sim_vs_live.jsonl
 """
