@@ -67,7 +67,7 @@ class ShardLink:
         """The shard spoke first; False if that was its former life, whose word counts no more."""
         if incarnation < self._known:
             return False
-        if incarnation > self._known and self._reborn is not None:
+        if 0 < self._known < incarnation and self._reborn is not None:
             # A report that went to the former life may hang until its deadline. The new one leases
             # to others what this peer is fetching, if it does not hear of it soon.
             _wake(self._reborn)

@@ -9,7 +9,7 @@ from passel.actors.duties import Duties
 from passel.actors.links import ShardLink
 from passel.actors.outbox import Outbox
 from passel.actors.words import Reply
-from passel.core.messages import PeerEvent, ReportItem, Revoke, ShardMessage, ShardReborn
+from passel.core.messages import Announced, PeerEvent, ReportItem, Revoke, ShardMessage, ShardReborn
 from passel.errors import PeerUnavailable
 from passel.ids import BlobId, PeerId
 
@@ -123,6 +123,21 @@ async def test_a_peer_that_was_taken_for_dead_announces_itself_again() -> None:
     assert await reborn_after([Reply(7, True, (), 0.01), Reply(7, True, (), 0.01)]) == 0
     assert await reborn_after([Reply(7, True, (), 0.01), Reply(7, False, (), 0.01)]) == 1
     assert await reborn_after([Reply(7, True, (), 0.01), Reply(8, True, (), 0.01)]) == 1
+
+
+async def test_a_word_of_the_first_life_does_not_cost_the_answer_to_the_first_report() -> None:
+    """A shard speaks up when it hears a hello; what the answer brings would be lost with it."""
+    events: list[PeerEvent] = []
+    link = ShardLink(0, ME, 1, events.append)
+    link.handle = shard = AnsweringShard([])  # type: ignore[assignment]
+    task = asyncio.get_running_loop().create_task(link.run())
+    link.tell(Announced(), hurry=True)
+    await asyncio.wait_for(shard.is_done.wait(), 5)
+    assert link.heard(7)
+    await asyncio.sleep(0.05)
+    assert link.n_calls == 1, "it still waits for the answer"
+    task.cancel()
+    assert events == []
 
 
 async def test_a_report_to_the_former_life_does_not_hold_up_the_announcement() -> None:

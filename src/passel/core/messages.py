@@ -223,11 +223,6 @@ class Edge:
     authority: bool = False
     turn: int = 0
 
-    @property
-    def urgent(self) -> bool:
-        """A client waits for the piece."""
-        return self.turn == 0
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
