@@ -69,3 +69,17 @@ def test_the_configuration_switches_it_on_from_the_start(tmp_path: Path) -> None
     recording = Recording(TraceConfig(record=True, path=tmp_path / "here"), tmp_path, "shard-0")
     assert recording.is_on
     assert recording.read(a_ref(), "n1") is not NO_NOTE
+
+
+def test_a_repeat_is_recorded_as_the_read_that_it_repeats(tmp_path: Path) -> None:
+    recording = Recording(TraceConfig(record=True, path=tmp_path), tmp_path, "gateway-n1")
+    with recording.read(a_ref(), "n1") as note:
+        note.ready("local", 100, 300)
+    sent = recording.repeats(a_ref(), "n1").begin(100, 300)
+    assert sent is not None
+    sent()
+    recording.close()
+    read, repeat = read_trace(next(tmp_path.glob("*.parquet"))).to_pylist()
+    times = ("at_s", "queue_s", "transfer_s")
+    assert all(isinstance(repeat.pop(name), float) for name in times)
+    assert repeat == {name: value for name, value in read.items() if name not in times}

@@ -119,12 +119,13 @@ class Recording:
 class Repeats:
     """Reads of one blob like one before. `begin` is one comparison while recording is off."""
 
-    __slots__ = ("_blob", "_node", "_recording")
+    __slots__ = ("_blob", "_node", "_note", "_recording")
 
     def __init__(self, recording: Recording, ref: BlobRef, node: str) -> None:
         self._recording = recording
         self._blob = ref.id
         self._node = node
+        self._note: Callable[[float, int, int, float], None] | None = None
 
     def begin(self, start: int, stop: int) -> Callable[[], None] | None:
         """A read of the bytes (start, stop); to be called when they are sent, unless None."""
@@ -133,20 +134,10 @@ class Repeats:
         return partial(self._sent, start, stop, time.time())
 
     def _sent(self, start: int, stop: int, began_at: float) -> None:
+        if self._note is None:
+            self._note = self._recording.recorder.local_reads(self._node, self._blob)
         now = time.time()
-        self._recording.recorder.read(
-            at_s=now,
-            node=self._node,
-            zone=None,
-            blob=self._blob,
-            start=start,
-            stop=stop,
-            n_bytes=stop - start,
-            source="local",
-            queue_s=0.0,
-            transfer_s=now - began_at,
-            outcome="ok",
-        )
+        self._note(now, start, stop, now - began_at)
 
 
 class ReadNote:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,14 +61,17 @@ SCHEMA = pa.schema(
 _NAMES = SCHEMA.names
 _INDEX = {name: i for i, name in enumerate(_NAMES)}
 _NOTHING: list[Any] = [None] * len(_NAMES)
+#: A tuple: the garbage collector has nothing to look for in it.
+Row = tuple[Any, ...]
 ROWS_PER_GROUP = 65_536
 ROWS_MAX = 262_144
+_ROWS_PER_TURN = 1024
 
 
 class Sink(Protocol):
     """Takes rows that have the columns of SCHEMA, in its order."""
 
-    def add(self, row: list[Any]) -> None: ...
+    def add(self, row: Row) -> None: ...
 
 
 class Recorder:
@@ -107,6 +110,20 @@ class Recorder:
             transfer_s=transfer_s,
             outcome=outcome,
         )
+
+    def local_reads(self, node: str, blob: BlobId) -> Callable[[float, int, int, float], None]:
+        """A function that notes a read (at_s, start, stop, transfer_s) of what was here, all sent.
+
+        Such reads are the most frequent events by far, and most of a row is the same for all of
+        one blob.
+        """
+        add, first = self._sink.add, ("read", node, None, blob, None, None, None, "local")
+        last = (None, "ok", *[None] * (len(_NAMES) - _INDEX["token"]))
+
+        def note(at_s: float, start: int, stop: int, transfer_s: float) -> None:
+            add((at_s, *first, start, stop, stop - start, 0.0, transfer_s, *last))
+
+        return note
 
     def piece(
         self,
@@ -174,7 +191,7 @@ class Recorder:
         row[0], row[1] = at_s, kind
         for name, value in values.items():
             row[_INDEX[name]] = value
-        self._sink.add(row)
+        self._sink.add(tuple(row))
 
 
 class TraceFile:
@@ -183,14 +200,14 @@ class TraceFile:
     def __init__(self, path: Path, clock: str, about: dict[str, Any] | None = None) -> None:
         self.path = path
         self.n_rows = 0
-        self._rows: list[list[Any]] = []
+        self._rows: list[Row] = []
         schema = SCHEMA.with_metadata(_metadata(clock, about or {}))
         try:
             self._writer = pq.ParquetWriter(path, schema, compression="zstd")
         except OSError as error:
             raise InputError(400, "UNKNOWN", f"{path}: {_reason(error)}") from error
 
-    def add(self, row: list[Any]) -> None:
+    def add(self, row: Row) -> None:
         self._rows.append(row)
         self.n_rows += 1
         if len(self._rows) >= ROWS_PER_GROUP:
@@ -228,13 +245,13 @@ class TraceFolder:
         self._about = about or {}
         self._bytes_max = bytes_max
         self._rows_max = rows_max
-        self._rows: list[list[Any]] = []
+        self._rows: list[Row] = []
         self._number = 0
         self._files: list[Path] = []
         self.n_rows = 0
         self.n_lost = 0
 
-    def add(self, row: list[Any]) -> None:
+    def add(self, row: Row) -> None:
         if len(self._rows) >= self._rows_max:
             self.n_lost += 1
             return
@@ -383,13 +400,20 @@ def _metadata(clock: str, about: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _table(rows: list[list[Any]]) -> pa.Table:
-    columns = list(zip(*rows, strict=True))
+def _table(rows: list[Row]) -> pa.Table:
+    columns: list[list[Any]] = [[] for _ in SCHEMA]
+    # By parts that the processor's cache holds: all at once takes three times as long.
+    for at in range(0, len(rows), _ROWS_PER_TURN):
+        parts = zip(*rows[at : at + _ROWS_PER_TURN], strict=True)
+        for column, part in zip(columns, parts, strict=True):
+            column.extend(part)
     arrays = [_array(column, field) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    if values.count(None) == len(values):
+        return pa.nulls(len(values), field.type)
     if pa.types.is_dictionary(field.type):
         return pa.array(values, type=pa.string()).dictionary_encode().cast(field.type)
     return pa.array(values, type=field.type)
