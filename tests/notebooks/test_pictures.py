@@ -14,7 +14,7 @@ if "notebooks" not in os.environ.get("PASSEL_REQUIRE", "").split(","):
     pytest.importorskip("matplotlib", reason="pip install 'passel[notebooks]'")
 
 from passel.errors import ConfigError, InputError
-from passel.notebook import faults, lazy, live, placement, rollouts, scale, style, traffic
+from passel.notebook import faults, lazy, live, mounted, placement, rollouts, scale, style, traffic
 from passel.sim.rollout import simulate
 from passel.sim.studies import scenario
 from passel.telemetry.trace import Recorder, TraceFile, read_trace
@@ -36,6 +36,8 @@ PNG = b"\x89PNG"
         (lambda: lazy.study(host=lazy.Host(registry=0)), "registry: expected more than 0, got 0"),
         (lambda: lazy.study({"mine": (0, 1)}), "mine: expected 1 to 65536 MiB, got 0"),
         (lambda: lazy.by_registry([1.0], "nope"), "image: expected one of node:19.0"),
+        (lambda: mounted.measure(0), "repetitions: expected 1 to 50, got 0"),
+        (lambda: mounted.measure(rate="fast"), "rate, latency: "),
         (lambda: live.record(Path("/x"), nodes=1), "nodes: expected 2 to 16, got 1"),
         (lambda: live.record(Path("/x"), nodes=2, zones=3), "zones: expected 1 to 2, got 3"),
     ],

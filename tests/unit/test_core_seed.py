@@ -143,12 +143,25 @@ def test_bulk_keeps_out_of_a_clients_way_for_a_moment() -> None:
     seed.demand(Demand(REF.id, 7, ((50 * MIB, 50 * MIB + 1),)), 1.0)
     commands, n = seed.pump(1.0, 1)
     assert spans(commands) == [(50 * MIB, 54 * MIB)]
-    assert not seed.got_piece(REF.id, 51)
-    assert seed.got_piece(REF.id, 50)
+    assert not seed.got_piece(REF.id, 51, 1.02)
+    assert seed.got_piece(REF.id, 50, 1.02)
     assert seed.pump(1.02, n)[0] == []
     wake = seed.next_timer(1.02)
     assert wake is not None
     assert spans(seed.pump(wake, n)[0]) == [(0, 4 * MIB)]
+
+
+@pytest.mark.parametrize(("rate", "waits"), [(100 * MIB, False), (10 * MIB, True)])
+def test_bulk_behind_a_slow_origin_waits_for_what_the_client_does_next(
+    rate: int, waits: bool
+) -> None:
+    seed = leased(100 * MIB)
+    seed.works[REF.id].rate_bytes_per_s = rate
+    seed.demand(Demand(REF.id, 7, ((50 * MIB, 50 * MIB + 1),)), 1.0)
+    _, n = seed.pump(1.0, 1)
+    assert seed.got_piece(REF.id, 50, 1.1)
+    assert (seed.pump(1.1, n)[0] == []) is waits
+    assert seed.pump(1.2, n)[0] != [] or not waits
 
 
 def test_a_refusal_gives_the_lease_back() -> None:

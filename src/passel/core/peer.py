@@ -565,7 +565,7 @@ class PeerMachine:
         holding.digests[piece] = digest
         holding.sources[piece] = source
         work = self.seed.works.get(blob)
-        hurry = self.seed.got_piece(blob, piece)
+        hurry = self.seed.got_piece(blob, piece, self._now)
         self._out.append(Confirm(blob, piece, digest))
         token = work.token if work is not None else None
         self._tell(holding.shard, Gains(blob, ((piece, digest),), token), hurry=hurry)

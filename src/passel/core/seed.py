@@ -36,7 +36,9 @@ from passel.ids import BlobId, BlobRef
 FIRST_SPAN_BYTES = 4 * MIN_PIECE
 LONGEST_SPAN_BYTES = 32 * MIN_PIECE
 #: After a client's wish bulk holds its breath: the piece is still on its way from here to the
-#: client, through the same processor and the same links.
+#: client, through the same processor and the same links. Behind an origin that takes longer than
+#: this for a piece the moment begins when the piece is here, so that a client that goes on reading
+#: has the origin for itself: bulk would take more from it than it brings.
 BULK_AFTER_S = 0.05
 
 
@@ -72,7 +74,7 @@ class LeaseWork:
     rate_bytes_per_s: float = 0.0
     #: The longest span that ended well.
     longest_bytes: int = 0
-    #: When a client last asked for something: bulk keeps out of its way for a moment.
+    #: When a client last asked for something, or got it: bulk keeps out of its way for a moment.
     urgent_at: float = float("-inf")
 
     def in_flight(self) -> int:
@@ -196,7 +198,7 @@ class SeedMachine:
             out += self.fail(blob, Refusal(502, "UNKNOWN", text))
         return out
 
-    def got_piece(self, blob: BlobId, piece: int) -> bool:
+    def got_piece(self, blob: BlobId, piece: int, now: float) -> bool:
         """A piece is here, from wherever. True if somebody was waiting for it."""
         work = self.works.get(blob)
         if work is None:
@@ -205,7 +207,14 @@ class SeedMachine:
         work.parts.pop(piece, None)
         was_urgent = piece in work.urgent
         work.urgent.pop(piece, None)
+        if was_urgent and self._is_slow(work):
+            work.urgent_at = now
         return was_urgent
+
+    def _is_slow(self, work: LeaseWork) -> bool:
+        if work.geometry is None or not work.rate_bytes_per_s:
+            return False
+        return work.geometry.piece_size / work.rate_bytes_per_s > BULK_AFTER_S
 
     def got_part(self, attempt: int, start: int, stop: int) -> list[PeerCommand]:
         """Part of a piece is in the data file; hash the piece when nothing of it is missing."""

@@ -60,9 +60,9 @@ def record(
     registry = DemoRegistry(state, rate)
     try:
         config = folder / "config.yaml"
-        config.write_text(yaml.safe_dump(_config(registry.url)), encoding="utf-8")
+        config.write_text(yaml.safe_dump(one_registry(registry.url)), encoding="utf-8")
         words = ["--nodes", str(nodes), "--zones", str(zones), "--config", str(config)]
-        _passel("up", *words, "--state", str(state.path))
+        run_passel("up", *words, "--state", str(state.path))
         registry.start()
         crowd, lazy = (_blob(state, n * MIB, seed + n) for n in (crowd_mib, lazy_mib))
         with _recording(state, target) as recording:
@@ -75,7 +75,7 @@ def record(
             if recording.returncode:
                 raise PasselError(f"passel trace record: {errors.strip()}")
     finally:
-        _passel("down", "--state", str(state.path))
+        run_passel("down", "--state", str(state.path))
         registry.stop()
         shutil.rmtree(folder, ignore_errors=True)
     return target
@@ -99,7 +99,8 @@ def nydusd_ranges(size: int, seed: int = 0, share: float = 0.25) -> list[tuple[i
     return found
 
 
-def _config(registry: str) -> dict[str, object]:
+def one_registry(registry: str) -> dict[str, object]:
+    """A configuration for trial: this registry, and ports that the kernel chooses."""
     return {
         "upstreams": {"lab": {"api": registry, "networks": ["127.0.0.0/8"]}},
         "default_upstream": "lab",
@@ -108,7 +109,8 @@ def _config(registry: str) -> dict[str, object]:
     }
 
 
-def _passel(*words: str) -> None:
+def run_passel(*words: str) -> None:
+    """The command line with these words. Raises PasselError with its last line if it fails."""
     command = [sys.executable, "-c", "from passel.cli.main import main; main()", *words]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=STEP_TIMEOUT_S, check=False

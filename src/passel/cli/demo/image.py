@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import io
@@ -10,7 +11,7 @@ import os
 import tarfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ TAG = "v1"
 LAYERS = (0.4, 0.3, 0.25, 0.05)
 CHUNK_BYTES = 256 * 1024
 TIMEOUT_S = 60.0
+_GZIP = b"\x1f\x8b"
 #: As many layers at once as containerd fetches by default.
 LAYERS_AT_ONCE = 3
 
@@ -44,24 +46,30 @@ class Image:
 
 def make_and_push(registry: str, size: int) -> Image:
     """An image of about `size` bytes, incompressible, is in the registry."""
-    layers: list[dict[str, Any]] = []
-    for i, share in enumerate(LAYERS):
-        layer = _tar(f"layer{i}.bin", int(size * share))
-        layers.append(
-            {"mediaType": "application/vnd.oci.image.layer.v1.tar", **_push(registry, layer)}
-        )
-    rootfs = {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]}
+    layers = (_tar(f"layer{i}.bin", int(size * share)) for i, share in enumerate(LAYERS))
+    return push_layers(registry, REPOSITORY, layers)
+
+
+def push_layers(registry: str, repository: str, layers: Iterable[bytes]) -> Image:
+    """An image of these layers, tar or tar.gz, is in the registry under `TAG`."""
+    described, diff_ids = [], []
+    for layer in layers:
+        is_packed = layer.startswith(_GZIP)
+        media_type = "application/vnd.oci.image.layer.v1.tar" + ("+gzip" if is_packed else "")
+        described.append({"mediaType": media_type, **push_blob(registry, repository, layer)})
+        diff_ids.append(_sha256(gzip.decompress(layer) if is_packed else layer))
+    rootfs = {"type": "layers", "diff_ids": diff_ids}
     config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}
-    described = _push(registry, json.dumps(config).encode())
+    about = push_blob(registry, repository, json.dumps(config).encode())
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **described},
-        "layers": layers,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **about},
+        "layers": described,
     }
     body = json.dumps(manifest).encode()
-    _send(registry, "PUT", f"/v2/{REPOSITORY}/manifests/{TAG}", body, OCI_MANIFEST)
-    blobs = [*layers, described]
+    _send(registry, "PUT", f"/v2/{repository}/manifests/{TAG}", body, OCI_MANIFEST)
+    blobs = [*described, about]
     return Image(_sha256(body), tuple((blob["digest"], blob["size"]) for blob in blobs))
 
 
@@ -77,10 +85,6 @@ def _tar(name: str, size: int) -> bytes:
 
 def _sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _push(registry: str, data: bytes) -> dict[str, Any]:
-    return push_blob(registry, REPOSITORY, data)
 
 
 def push_blob(registry: str, repository: str, data: bytes) -> dict[str, Any]:

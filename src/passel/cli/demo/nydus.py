@@ -81,22 +81,21 @@ def build_image(folder: Path, source: Path) -> NydusImage:
 def _config(
     registry: str, repository: str, gateway: str, ping: str, cache: Path, timeout_s: int
 ) -> dict[str, Any]:
-    """nydusd's configuration, version 1 (JSON)."""
+    """nydusd's configuration, version 1 (JSON); without a gateway there is no mirror."""
+    mirror = {
+        "host": gateway,
+        "headers": {"X-Dragonfly-Registry": registry},
+        "auth_through": False,
+        "ping_url": f"{ping}/server/ping",
+        "health_check_interval": 5,
+        "failure_limit": 5,
+    }
     backend = {
         "scheme": "http",
         "host": registry.removeprefix("http://"),
         "repo": repository,
         "registry_token": "dummy",
-        "mirrors": [
-            {
-                "host": gateway,
-                "headers": {"X-Dragonfly-Registry": registry},
-                "auth_through": False,
-                "ping_url": f"{ping}/server/ping",
-                "health_check_interval": 5,
-                "failure_limit": 5,
-            }
-        ],
+        "mirrors": [mirror] if gateway else [],
         "timeout": timeout_s,
         "connect_timeout": 5,
         "retry_limit": 2,
@@ -115,7 +114,10 @@ def _config(
 
 
 class Nydusd:
-    """One nydusd with a FUSE mount at `mount`. `stop` unmounts."""
+    """One nydusd with a FUSE mount at `mount`. `stop` unmounts; without a gateway it has no mirror.
+
+    A second one in the same folder finds the first one's cache.
+    """
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class Nydusd:
         if program is None:
             raise NydusFailed("nydusd is not installed")
         self.mount = folder / "mnt"
-        self.mount.mkdir(parents=True)
+        self.mount.mkdir(parents=True, exist_ok=True)
         self.cache = folder / "cache"
         self._api = folder / "api.sock"
         config = folder / "nydusd.json"

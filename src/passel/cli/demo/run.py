@@ -87,12 +87,13 @@ class DemoRegistry:
     is started after the cluster, which begins by ending whatever names its folder.
     """
 
-    def __init__(self, state: StateFolder, rate: str) -> None:
+    def __init__(self, state: StateFolder, rate: str, latency: str = "0 s") -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self._port = sock.getsockname()[1]
         self._state = state
         self.rate = rate
+        self.latency = latency
         self.url = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[str] | None = None
 
@@ -100,7 +101,8 @@ class DemoRegistry:
         folder = self._state.path
         command = [sys.executable, "-m", "passel.cli.demo.registry", "--state", str(folder)]
         command += ["--port", str(self._port), "--root", str(folder / "registry")]
-        command += ["--rate", self.rate, "--log", str(folder / "registry.jsonl")]
+        command += ["--rate", self.rate, "--latency", self.latency]
+        command += ["--log", str(folder / "registry.jsonl")]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
