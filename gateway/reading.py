@@ -38,8 +38,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long the body of a pull may stand still.
-STALL_LONG_S = 30.0
+#: How long the body of a pull may stand still before the origin is asked: much of it may be here,
+#: only not the piece that is next.
+STALL_LONG_S = 20.0
+#: And how long before the client is told, by an error or by breaking the body off. nydusd waits for
+#: 5 s and then reads anew, from elsewhere if it must; containerd gives a pull up that stands still
+#: for a minute, and others wait for ever.
+STILL_SHORT_S = 4.5
+STILL_LONG_S = 30.0
+#: However late it is, so much time is left for the first bytes of an answer of the origin.
+STILL_LEAST_S = 0.5
 #: A range up to here is a lazy read, a longer one a pull.
 SHORT = 4 * 1024 * 1024
 #: How long a peer that is alive may work on the first byte: it is waiting for a slow origin then,
@@ -83,6 +91,9 @@ class Reading:
         self._at = 0
         self._lead = b""
         self._is_blind = False
+        self._still_s = STILL_LONG_S
+        #: When the client last got something. A lazy read's time begins with the question.
+        self._moved_at = asyncio.get_running_loop().time()
 
     async def open(self, start: int, stop: int | None) -> None:
         """First bytes at `start` are at hand, and `size`, `source` and `public` are known.
@@ -90,13 +101,24 @@ class Reading:
         `stop` None: to the end. Raises the tree's errors; nothing was sent.
         """
         self._at = start
+        is_short = stop is not None and stop - start <= SHORT
+        self._still_s = STILL_SHORT_S if is_short else STILL_LONG_S
         if not self.through_peer:
             await self._go_direct(start, stop, PeerUnavailable("the client wants no peers"))
-            return
-        try:
-            await self._ask_peer(start, stop)
-        except PeerUnavailable as error:
-            await self._go_direct(start, stop, error)
+        else:
+            try:
+                await self._ask_peer(start, stop)
+            except PeerUnavailable as error:
+                await self._go_direct(start, stop, error)
+        if not is_short:
+            self._moved()
+
+    def _moved(self) -> None:
+        self._moved_at = asyncio.get_running_loop().time()
+
+    def _left_s(self) -> float:
+        """For how much longer the client may be left without a byte, in seconds."""
+        return self._moved_at + self._still_s - asyncio.get_running_loop().time()
 
     async def _ask_peer(self, start: int, stop: int | None) -> None:
         self._rounds += 1
@@ -137,6 +159,7 @@ class Reading:
         if self.size is None:
             self.size, self.source = stream.size, "origin"
             self.public, self.proven = stream.anonymous, True
+        stream.still_s = min(stream.still_s, max(self._left_s(), STILL_LEAST_S))
         self._chunks = stream.chunks()
 
     async def send(self, connection: Connection, lead: bytes, start: int, stop: int) -> None:
@@ -146,21 +169,36 @@ class Reading:
             self._drop_ensure()
             await self._end_direct()
             self._rounds = 0
+            self._moved()
         self._at, self._lead = start, lead
         while self._at < stop or self._lead:
             reach = min(self._verified_to(self._at), stop)
             if reach > self._at or start == stop:
                 await self._from_store(connection, reach)
             elif self._chunks is not None:
-                try:
-                    await self._from_origin(connection, stop)
-                except (OriginUnavailable, OriginTimeout):
-                    # The origin broke off; by now the peer may have it.
-                    if self._rounds >= ROUNDS_MAX:
-                        raise
-                    await self._end_direct()
+                await self._from_origin_or_store(connection, stop)
             else:
-                await self._wait(stop)
+                await self._wait_in_time(stop)
+
+    async def _from_origin_or_store(self, connection: Connection, stop: int) -> None:
+        """Send from the origin; when it breaks off, by now the peer may have it."""
+        try:
+            await self._from_origin(connection, stop)
+        except OriginTimeout:
+            await self._end_direct()
+            if self._verified_to(self._at) == self._at:
+                raise  # silent for long, over several connections, and nobody else has it
+        except OriginUnavailable:
+            if self._rounds >= ROUNDS_MAX:
+                raise
+            await self._end_direct()
+
+    async def _wait_in_time(self, stop: int) -> None:
+        """`_wait`, unless the client has waited for too long already."""
+        try:
+            await asyncio.wait_for(self._wait(stop), self._left_s())
+        except asyncio.TimeoutError:
+            raise OriginTimeout(f"no byte came for {self._still_s:g} s") from None
 
     async def _from_store(self, connection: Connection, stop: int) -> None:
         lead, self._lead = self._lead, b""
@@ -171,12 +209,14 @@ class Reading:
         assert self._view is not None
         await connection.send_file(lead, PinnedFile(self._view.fd), self._at, count)
         self._at = stop
+        self._moved()
         self._context.metrics.bytes.labels(self.source).inc(count)
 
     async def _write(self, connection: Connection, data: bytes) -> None:
         lead, self._lead = self._lead, b""
         await connection.write(lead + data)
         self._at += len(data)
+        self._moved()
         self._context.metrics.bytes.labels("origin").inc(len(data))
 
     async def _from_origin(self, connection: Connection, stop: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from unit.gateway_fakes import PIECE, digest_of, noise, world
 
+from passel.gateway import reading
 from passel.telemetry.trace import read_trace
 
 SIZE = 10 * PIECE + 123
@@ -258,6 +259,42 @@ async def test_a_body_is_never_cut_cleanly(tmp_path: Path) -> None:
         assert len(body) < SIZE
         assert DATA.startswith(body)
         assert w.context.metrics.aborted._value.get() == 1
+
+
+@pytest.mark.parametrize("header", ["", f"Range: bytes={PIECE}-{4 * PIECE}\r\n"])
+async def test_a_body_that_stands_still_is_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    """Neither peer nor origin brings more: the client is told in time, not left to wait."""
+    monkeypatch.setattr(reading, "STILL_SHORT_S", 0.9)
+    monkeypatch.setattr(reading, "STILL_LONG_S", 1.5)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.stalls_after, w.origin.stalls_at = 3, 3 * PIECE
+        head = f"GET /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n{header}\r\n".encode()
+        answer = await w.raw(head, wait_s=10.0)
+        _, _, body = answer.partition(b"\r\n\r\n")
+        start = PIECE if header else 0
+        assert body == DATA[start : 3 * PIECE]
+        assert w.context.metrics.aborted._value.get() == 1
+        # The origin got what was left of the time, and was not asked again and again.
+        (still_s,) = w.origin.stalls
+        assert 0 < still_s <= (0.5 if header else 1.1)
+
+
+async def test_a_read_that_gets_no_byte_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of a lazy read begins with its question, and an error can still be said."""
+    monkeypatch.setattr(reading, "FIRST_BYTE_S", 0.5)
+    monkeypatch.setattr(reading, "STILL_SHORT_S", 0.6)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.plan, w.origin.stalls_at = "waiting", 0
+        status, headers, body = await w.get(f"/v2/app/blobs/{digest}", Range="bytes=5-9")
+        assert status == 504
+        assert "in time" in json.loads(body)["errors"][0]["message"]
+        assert w.origin.stalls == [reading.STILL_LEAST_S]
 
 
 async def test_wrong_bytes_from_the_origin_do_not_end_well(tmp_path: Path) -> None:
