@@ -3,8 +3,10 @@
 The peer brings pieces into the store, and this sends them from there as they are verified. When the
 peer fails, in the middle of a body too, the read goes on with the peer that comes back, or straight
 from the origin at the same offset; the client sees one body. If neither can go on, the caller
-resets
-the connection, so that no client takes a part for the whole.
+resets the connection, so that no client takes a part for the whole.
+
+Who reads a whole blob gets its last bytes when the digest of the whole is known to be right: a blob
+that is not what its name says never ends well. Of a range only the pieces can be known.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from passel.errors import (
     DigestMismatch,
     LengthMismatch,
     NoSpace,
-    OriginNonsense,
     OriginRefused,
     OriginTimeout,
     OriginUnavailable,
@@ -29,6 +30,7 @@ from passel.gateway.hotpath import PinnedFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from hashlib import _Hash
 
     from passel.gateway.connection import Connection
     from passel.gateway.context import Context
@@ -63,6 +65,11 @@ HOP_BACK = 4 * 1024 * 1024
 DIRECT_S = 20.0
 #: How long a read waits for one of the few direct connections before the client is told 503.
 DIRECT_SLOT_S = 0.5
+#: The last bytes of a whole blob, which wait for its digest. A blob that is no longer than this can
+#: still end in an error that says so.
+HELD_BACK = 64 * 1024
+#: The peer hashes as the pieces come; who hears nothing of it for so long does it himself.
+OWN_HASH_S = 5.0
 
 
 class Reading:
@@ -75,6 +82,8 @@ class Reading:
         self._authorization = authorization
         self.priority = "on-demand"
         self.through_peer = True
+        #: All of the blob goes to the client as one: set it before `send`.
+        self.is_whole = False
         self.size: int | None = None
         #: Where the first byte comes from: local, peer, seed or origin.
         self.source = "local"
@@ -91,6 +100,8 @@ class Reading:
         self._at = 0
         self._lead = b""
         self._is_blind = False
+        #: The digest of the whole was checked here.
+        self._is_proven = False
         self._still_s = STILL_LONG_S
         #: When the client last got something. A lazy read's time begins with the question.
         self._moved_at = asyncio.get_running_loop().time()
@@ -172,13 +183,42 @@ class Reading:
             self._moved()
         self._at, self._lead = start, lead
         while self._at < stop or self._lead:
-            reach = min(self._verified_to(self._at), stop)
+            verified = min(self._verified_to(self._at), stop)
+            reach = self._sendable(verified, stop)
             if reach > self._at or start == stop:
                 await self._from_store(connection, reach)
+            elif verified == stop:
+                await self._until_whole()
             elif self._chunks is not None:
                 await self._from_origin_or_store(connection, stop)
             else:
                 await self._wait_in_time(stop)
+
+    def _sendable(self, verified: int, stop: int) -> int:
+        """Up to where verified bytes may go out now."""
+        if not self.is_whole or verified <= stop - HELD_BACK:
+            return verified
+        assert self._view is not None or verified == self._at
+        if self._is_proven or (self._view is not None and self._view.is_whole):
+            return verified
+        return max(self._at, stop - HELD_BACK)
+
+    async def _until_whole(self) -> None:
+        """All is here; wait until it is known to be what its name says. Raises DigestMismatch."""
+        view = self._view
+        assert view is not None
+        loop = asyncio.get_running_loop()
+        ends_at, pause_s = loop.time() + OWN_HASH_S, 0.001
+        while not view.is_whole and not view.is_dead and loop.time() < ends_at:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.02)
+        if not view.is_whole and not view.is_dead:
+            # No peer, or one that has its hands full.
+            hasher = self._ref.digest.hasher()
+            found = await asyncio.to_thread(view.hash_into, hasher, view.size)
+            if found != self._ref.digest.hex:
+                raise DigestMismatch("blob", str(self._ref.digest), found)
+            self._is_proven = True
 
     async def _from_origin_or_store(self, connection: Connection, stop: int) -> None:
         """Send from the origin; when it breaks off, by now the peer may have it."""
@@ -222,8 +262,7 @@ class Reading:
     async def _from_origin(self, connection: Connection, stop: int) -> None:
         """Send from the origin up to `stop`, or to where the store can take over."""
         assert self._chunks is not None
-        # The digest of a whole blob is checked on the way: nothing else vouches for these bytes.
-        hasher = self._ref.digest.hasher() if self._at == 0 and stop == self.size else None
+        hasher = await self._hasher_so_far(stop)
         held = b""
         async for chunk in self._chunks:
             if self._at + len(held) + len(chunk) > stop:
@@ -246,11 +285,24 @@ class Reading:
         await self._write(connection, held)
         await self._end_direct()
 
+    async def _hasher_so_far(self, stop: int) -> _Hash | None:
+        """What hashes the whole blob on the way: nothing else vouches for bytes of the origin.
+
+        None for a part of a blob. What the client has got already is hashed from the store.
+        """
+        if not self.is_whole and (self._at > 0 or stop != self.size):
+            return None
+        hasher = self._ref.digest.hasher()
+        if self._at > 0:
+            view = self._view
+            if view is None or not view.covers(0, self._at):
+                raise PeerUnavailable("what was sent cannot be checked any more")
+            await asyncio.to_thread(view.hash_into, hasher, self._at)
+        return hasher
+
     async def _wait(self, stop: int) -> None:
         """Until there is something to send, or a new way to get it."""
         sent = not self._lead
-        if sent and self._view is not None and self._view.is_dead:
-            raise DigestMismatch("blob", str(self._ref.digest), "the cluster's copy was destroyed")
         try:
             await self._progress(stop)
         except PeerUnavailable as error:
@@ -264,7 +316,7 @@ class Reading:
                 else:
                     return
             await self._go_direct(self._at, stop, error)
-        except (NoSpace, OriginRefused, OriginTimeout, OriginNonsense) as error:
+        except (NoSpace, OriginRefused, OriginTimeout) as error:
             if not sent:
                 raise
             # Too late to tell the client. Perhaps its own credentials do.
@@ -297,6 +349,9 @@ class Reading:
                 raise PeerStalled("the peer makes no progress")
 
     def _verified_to(self, position: int) -> int:
+        if self._view is not None and self._view.is_dead and not self._lead:
+            # Another copy may be right; what went out from this one was not, or may not have been.
+            raise DigestMismatch("blob", str(self._ref.digest), "the cluster's copy was destroyed")
         if self._view is None or self._view.is_dead:
             self._refresh_view()
         return position if self._view is None else self._view.verified_to(position)

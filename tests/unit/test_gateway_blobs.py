@@ -291,7 +291,7 @@ async def test_a_read_that_gets_no_byte_is_told_so(
     async with world(tmp_path) as w:
         digest = w.add(DATA)
         w.door.plan, w.origin.stalls_at = "waiting", 0
-        status, headers, body = await w.get(f"/v2/app/blobs/{digest}", Range="bytes=5-9")
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}", Range="bytes=5-9")
         assert status == 504
         assert "in time" in json.loads(body)["errors"][0]["message"]
         assert w.origin.stalls == [reading.STILL_LEAST_S]
@@ -306,6 +306,72 @@ async def test_wrong_bytes_from_the_origin_do_not_end_well(tmp_path: Path) -> No
             f"GET /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
         )
         assert len(answer.partition(b"\r\n\r\n")[2]) < SIZE
+
+
+GET_WHOLE = "GET /v2/app/blobs/{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("promotes", [True, False])
+async def test_a_whole_blob_of_wrong_bytes_never_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promotes: bool
+) -> None:
+    """Every piece is what the origin sent, and only the last of them tells that the whole is wrong.
+
+    Who checks is the peer; where it does not get to it (it died), the gateway itself.
+    """
+    monkeypatch.setattr(reading, "OWN_HASH_S", 0.1)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.content[str(digest)] = DATA[:-1] + b"?"
+        w.door.promotes = promotes
+        answer = await w.raw(GET_WHOLE.format(digest).encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert f"Content-Length: {SIZE}".encode() in head
+        assert 0 < len(body) < SIZE
+        assert DATA.startswith(body)
+        assert w.context.metrics.aborted._value.get() == 1
+        if not promotes:
+            # It lies there with all its pieces, and is not handed out either.
+            answer = await w.raw(GET_WHOLE.format(digest).encode())
+            assert len(answer.partition(b"\r\n\r\n")[2]) < SIZE
+            # Whoever reads a range of it is not held up by what nobody can know.
+            _, _, body = await w.get(f"/v2/app/blobs/{digest}", Range=f"bytes={SIZE - 9}-")
+            assert body == DATA[SIZE - 9 : -1] + b"?"
+
+
+async def test_a_small_blob_of_wrong_bytes_is_an_error_in_words(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        digest = w.add(DATA[:5000])
+        wrong = DATA[:4999] + b"?"
+        w.door.content[str(digest)] = w.origin.blobs["app", str(digest)] = wrong
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}")
+        assert status == 502
+        assert json.loads(body)["errors"]
+
+
+async def test_who_vouches_for_a_blob_when_its_peer_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pieces came, and the peer died before it had hashed the whole."""
+    monkeypatch.setattr(reading, "OWN_HASH_S", 0.1)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.promotes = False
+        assert (await w.get(f"/v2/app/blobs/{digest}"))[2] == DATA
+
+
+async def test_the_origin_goes_on_and_the_whole_is_checked(tmp_path: Path) -> None:
+    """Half of it came from the peer, which died; the other half is wrong."""
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.origin.blobs["app", str(digest)] = DATA[:-1] + b"?"
+        w.door.stalls_after = 4
+        read = asyncio.create_task(w.raw(GET_WHOLE.format(digest).encode(), wait_s=5.0))
+        await asyncio.sleep(0.2)
+        await w.door.stop()
+        body = (await read).partition(b"\r\n\r\n")[2]
+        assert 4 * PIECE <= len(body) < SIZE
+        assert w.context.metrics.aborted._value.get() == 1
 
 
 async def test_client_that_hangs_up_takes_its_question_back(tmp_path: Path) -> None:

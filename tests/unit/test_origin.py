@@ -197,12 +197,15 @@ async def test_a_reader_that_takes_its_time_is_no_silence_of_the_origin(
         asked.append(request.headers["Range"])
         return ranged(request)
 
-    async with serving(origin) as api, client_of(api) as client:
-        async with client.fetch_blob(REF, 0, None, authorization=None) as stream:
-            got = b""
-            async for chunk in stream.chunks():
-                got += chunk
-                await asyncio.sleep(0.2)
+    got = b""
+    async with (
+        serving(origin) as api,
+        client_of(api) as client,
+        client.fetch_blob(REF, 0, None, authorization=None) as stream,
+    ):
+        async for chunk in stream.chunks():
+            got += chunk
+            await asyncio.sleep(0.2)
     assert got == DATA
     assert len(asked) == 1
 

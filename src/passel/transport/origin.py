@@ -46,9 +46,9 @@ ERROR_BODY_MAX: Final = 65536
 RETRY_AFTER_MAX_S: Final = 120.0
 #: How often a stream may be resumed without having moved on since.
 RESUMES_MAX: Final = 3
-#: A body that is silent for so long is asked for again on another connection, from the very byte on:
-#: the first time, the second, and then. A connection that a router forgot is mended before nydusd,
-#: which waits for 5 s, gives up, and an origin that pauses gets longer each time.
+#: A body that is silent for so long is asked for again on another connection, from the very byte
+#: on: the first time, the second, and then. A connection that a router forgot is mended before
+#: nydusd, which waits for 5 s, gives up; and an origin that pauses gets longer each time.
 STALLS_S: Final = (2.0, 3.0, 5.0)
 #: A stream that got nothing for so long, over all connections, is given up.
 STILL_S: Final = 10.0
