@@ -59,6 +59,8 @@ FIRST_BYTE_LONG_S = 12.0
 #: How often one read asks a peer anew after losing it. More would be a peer that dies by our
 #: question.
 ROUNDS_MAX = 8
+#: An origin whose answers break off at the same place, in spite of all that its client tries.
+BROKEN_MAX = 2
 #: A read on its way from the origin goes back to the store when that much more of it is there.
 HOP_BACK = 4 * 1024 * 1024
 #: The origin's own client has deadlines too; this is the sum of all that it may try.
@@ -103,6 +105,8 @@ class Reading:
         #: The digest of the whole was checked here.
         self._is_proven = False
         self._still_s = STILL_LONG_S
+        #: How often the origin broke off since the client got something.
+        self._n_broken = 0
         #: When the client last got something. A lazy read's time begins with the question.
         self._moved_at = asyncio.get_running_loop().time()
 
@@ -125,6 +129,7 @@ class Reading:
             self._moved()
 
     def _moved(self) -> None:
+        self._n_broken = 0
         self._moved_at = asyncio.get_running_loop().time()
 
     def _left_s(self) -> float:
@@ -229,7 +234,8 @@ class Reading:
             if self._verified_to(self._at) == self._at:
                 raise  # silent for long, over several connections, and nobody else has it
         except OriginUnavailable:
-            if self._rounds >= ROUNDS_MAX:
+            self._n_broken += 1
+            if self._n_broken >= BROKEN_MAX or self._rounds >= ROUNDS_MAX:
                 raise
             await self._end_direct()
 
