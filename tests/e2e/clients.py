@@ -465,7 +465,7 @@ _OFF_1 = [
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.internal.v1.tracing",
 ]
-_OFF_2 = [
+OFF_2 = [
     *(f"io.containerd.cri.v1.{each}" for each in ("images", "runtime")),
     *_OFF_1,
     "io.containerd.snapshotter.v1.erofs",
@@ -479,7 +479,7 @@ def clients() -> dict[str, Client]:
     """By the names that docs/clients.md has."""
     parallel = "\n".join(
         [
-            f"version = 3\ndisabled_plugins = {json.dumps(_OFF_2)}",
+            f"version = 3\ndisabled_plugins = {json.dumps(OFF_2)}",
             '[plugins."io.containerd.transfer.v1.local"]',
             "max_concurrent_downloads = 4",
             "concurrent_layer_fetch_buffer = 1048576",
