@@ -126,7 +126,7 @@ class Containerd:
                 command = [programs[1], "--config", str(config)]
                 site.daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
             socket = folder / "c.sock"
-            until(lambda: _succeeds([programs[0], "-a", str(socket), "version"]))
+            until(lambda: succeeds([programs[0], "-a", str(socket), "version"]))
             self._socket = socket
         return self._socket
 
@@ -144,10 +144,10 @@ class Containerd:
             )
             assert got.stdout == image.blobs[image.largest]
         finally:
-            _succeeds([*ctr, "images", "rm", "--sync", name])
+            succeeds([*ctr, "images", "rm", "--sync", name])
 
 
-def _succeeds(command: list[str]) -> bool:
+def succeeds(command: list[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
@@ -230,7 +230,7 @@ class Docker:
             with (self._folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(command, stdout=log, stderr=log)
             site.daemons.append(self._process)
-            until(lambda: _succeeds(self._call("GET", "info")))
+            until(lambda: succeeds(self._call("GET", "info")))
         return self._process
 
     def _call(self, method: str, path: str, *more: str) -> list[str]:

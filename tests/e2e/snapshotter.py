@@ -18,7 +18,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from clients import OFF_2, Site, run
+from clients import OFF_2, Site, run, succeeds
 from origins import INDEX, MANIFEST
 from tools import need, until
 
@@ -172,7 +172,7 @@ class Snapshotter:
         config = self.folder / "containerd.toml"
         config.write_text(_CONTAINERD.format(folder=self.folder, off=json.dumps(OFF_2)))
         self._start("containerd2", "--config", str(config))
-        until(lambda: subprocess.run([*self.ctr, "version"], capture_output=True).returncode == 0)
+        until(lambda: succeeds([*self.ctr, "version"]))
 
     def _configure(self) -> Path:
         """`passel config` into a copy of the machine's files, whose root is not /."""
