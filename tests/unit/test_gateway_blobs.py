@@ -339,6 +339,21 @@ async def test_a_whole_blob_of_wrong_bytes_never_ends_well(
             assert body == DATA[SIZE - 9 : -1] + b"?"
 
 
+async def test_nobody_gets_the_beginning_of_one_copy_and_the_end_of_another(
+    tmp_path: Path,
+) -> None:
+    """The first byte was wrong and is out; the copy was destroyed, and the next one is right."""
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.content[str(digest)] = b"?" + DATA[1:]
+        w.door.better[str(digest)] = DATA
+        answer = await w.raw(GET_WHOLE.format(digest).encode())
+        body = answer.partition(b"\r\n\r\n")[2]
+        assert body.startswith(b"?" if DATA[:1] != b"?" else b"")
+        assert 0 < len(body) < SIZE
+        assert (await w.get(f"/v2/app/blobs/{digest}"))[2] == DATA
+
+
 async def test_a_small_blob_of_wrong_bytes_is_an_error_in_words(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         digest = w.add(DATA[:5000])
