@@ -133,7 +133,7 @@ def test_wrong_whole_digest_destroys_the_blob(
 def test_hashing_ahead_goes_no_further_than_the_first_gap(store: Store) -> None:
     data = content("a", 9 * PIECE + 5)
     blob = store.create(key_of(data), len(data), PIECE)
-    for pieces in (range(5, 7), range(0, 2), range(8, 10), range(2, 5)):
+    for pieces in (range(5, 7), range(2), range(8, 10), range(2, 5)):
         fill(blob, data, pieces)
         blob.hash_ahead()
         assert blob.unhashed_bytes == 0
