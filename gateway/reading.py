@@ -30,7 +30,6 @@ from passel.gateway.hotpath import PinnedFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from hashlib import _Hash
 
     from passel.gateway.connection import Connection
     from passel.gateway.context import Context
@@ -104,6 +103,9 @@ class Reading:
         self._is_blind = False
         #: The digest of the whole was checked here.
         self._is_proven = False
+        #: Of a whole blob, as far as it was needed: the bytes up to there, and their hash.
+        self._hashed_to = 0
+        self._hasher = ref.digest.hasher()
         self._still_s = STILL_LONG_S
         #: How often the origin broke off since the client got something.
         self._n_broken = 0
@@ -213,14 +215,15 @@ class Reading:
         view = self._view
         assert view is not None
         loop = asyncio.get_running_loop()
-        ends_at, pause_s = loop.time() + OWN_HASH_S, 0.001
+        patience_s = OWN_HASH_S if self._context.door.is_up else 0.0
+        ends_at, pause_s = loop.time() + patience_s, 0.001
         while not view.is_whole and not view.is_dead and loop.time() < ends_at:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.02)
         if not view.is_whole and not view.is_dead:
             # No peer, or one that has its hands full.
             hasher = self._ref.digest.hasher()
-            found = await asyncio.to_thread(view.hash_into, hasher, view.size)
+            found = await asyncio.to_thread(view.hash_into, hasher, 0, view.size)
             if found != self._ref.digest.hex:
                 raise DigestMismatch("blob", str(self._ref.digest), found)
             self._is_proven = True
@@ -268,15 +271,18 @@ class Reading:
     async def _from_origin(self, connection: Connection, stop: int) -> None:
         """Send from the origin up to `stop`, or to where the store can take over."""
         assert self._chunks is not None
-        hasher = await self._hasher_so_far(stop)
+        # Nothing else vouches for bytes of the origin. Of a part of a blob nothing does.
+        is_checked = self.is_whole or (self._at == 0 and stop == self.size)
+        if is_checked:
+            await self._hash_what_was_sent()
         held = b""
         async for chunk in self._chunks:
             if self._at + len(held) + len(chunk) > stop:
                 raise LengthMismatch("the origin sent more than was asked for")
-            if hasher is not None:
-                hasher.update(chunk)
             # One chunk is held back: the last one goes out only when the digest is right.
             if held:
+                if is_checked:
+                    self._hash(held)
                 await self._write(connection, held)
             held = chunk
             reach = self._verified_to(self._at)
@@ -285,26 +291,29 @@ class Reading:
                 return
         if self._at + len(held) < stop:
             raise LengthMismatch("the origin ended too early")
-        if hasher is not None and hasher.hexdigest() != self._ref.digest.hex:
-            log.error("origin_wrong_bytes upstream=%s", self._ref.upstream)
-            raise DigestMismatch("blob", str(self._ref.digest), hasher.hexdigest())
+        if is_checked:
+            self._hash(held)
+            found = self._hasher.hexdigest()
+            if found != self._ref.digest.hex:
+                log.error("origin_wrong_bytes upstream=%s", self._ref.upstream)
+                raise DigestMismatch("blob", str(self._ref.digest), found)
         await self._write(connection, held)
         await self._end_direct()
 
-    async def _hasher_so_far(self, stop: int) -> _Hash | None:
-        """What hashes the whole blob on the way: nothing else vouches for bytes of the origin.
+    def _hash(self, data: bytes) -> None:
+        """The bytes that the client gets next."""
+        assert self._hashed_to == self._at
+        self._hasher.update(data)
+        self._hashed_to += len(data)
 
-        None for a part of a blob. What the client has got already is hashed from the store.
-        """
-        if not self.is_whole and (self._at > 0 or stop != self.size):
-            return None
-        hasher = self._ref.digest.hasher()
-        if self._at > 0:
+    async def _hash_what_was_sent(self) -> None:
+        """What the client got from the store was not hashed here."""
+        if self._hashed_to < self._at:
             view = self._view
-            if view is None or not view.covers(0, self._at):
+            if view is None or not view.covers(self._hashed_to, self._at):
                 raise PeerUnavailable("what was sent cannot be checked any more")
-            await asyncio.to_thread(view.hash_into, hasher, self._at)
-        return hasher
+            start, self._hashed_to = self._hashed_to, self._at
+            await asyncio.to_thread(view.hash_into, self._hasher, start, self._at)
 
     async def _wait(self, stop: int) -> None:
         """Until there is something to send, or a new way to get it."""

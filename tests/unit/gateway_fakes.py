@@ -63,6 +63,8 @@ class Stream:
         at = self.start
         while at < self.stop:
             if self.origin.breaks_at is not None and at >= self.origin.breaks_at:
+                if self.origin.heals:
+                    self.origin.breaks_at = None
                 raise OriginUnavailable("cut")
             if self.origin.stalls_at is not None and at >= self.origin.stalls_at:
                 self.origin.stalls.append(self.still_s)
@@ -94,6 +96,8 @@ class FakeOrigin:
     is_down: bool = False
     limited: bool = False
     breaks_at: int | None = None
+    #: It breaks off once only.
+    heals: bool = False
     #: From here on bodies are silent; for how long readers waited is in `stalls`.
     stalls_at: int | None = None
     stalls: list[float] = field(default_factory=list)

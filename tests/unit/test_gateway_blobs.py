@@ -261,6 +261,19 @@ async def test_a_body_is_never_cut_cleanly(tmp_path: Path) -> None:
         assert w.context.metrics.aborted._value.get() == 1
 
 
+async def test_a_whole_blob_from_the_origin_alone_goes_on_where_it_broke_off(
+    tmp_path: Path,
+) -> None:
+    """No peer, and so nothing in the store: what was sent before is in the running hash."""
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        await w.door.stop()
+        w.origin.breaks_at, w.origin.heals = 300_000, True
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}")
+        assert (status, body) == (200, DATA)
+        assert w.origin.count("GET") == 2
+
+
 @pytest.mark.parametrize("header", ["", f"Range: bytes={PIECE}-{4 * PIECE}\r\n"])
 async def test_a_body_that_stands_still_is_broken_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str

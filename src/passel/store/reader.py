@@ -124,9 +124,9 @@ class BlobView:
         """Whether all of ``[start, stop)`` may be read."""
         return 0 <= start <= stop <= self.size and self.verified_to(start) >= stop
 
-    def hash_into(self, hasher: _Hash, stop: int) -> str:
-        """Hash the bytes before `stop`, which must be verified; the hex digest. For a thread."""
-        return fileio.hash_range(self.fd, 0, stop, hasher).hex()
+    def hash_into(self, hasher: _Hash, start: int, stop: int) -> str:
+        """Hash bytes, which must be verified; the hex digest so far. For a thread."""
+        return fileio.hash_range(self.fd, start, stop, hasher).hex()
 
     def close(self) -> None:
         """Calling it again is harmless."""
