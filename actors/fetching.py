@@ -44,7 +44,7 @@ from passel.store.partial import PartialBlob
 from passel.store.store import Store
 from passel.transport.origin import BlobStream, OriginClient
 from passel.transport.piece_client import PieceClient
-from passel.transport.wire import PieceNotHeld
+from passel.transport.wire import PeerStalled, PieceNotHeld
 
 log = logging.getLogger(__name__)
 
@@ -282,6 +282,9 @@ def _piece_failed(command: FetchPiece, error: PasselError) -> PieceFailed:
             return PieceFailed(command.attempt, Trouble.MISSING)
         case ContentError():
             return PieceFailed(command.attempt, Trouble.CORRUPT)
+        case PeerStalled():
+            log.info("piece_stalled piece=%d parent=%s", command.piece, command.parent)
+            return PieceFailed(command.attempt, Trouble.STALLED)
         case PeerUnavailable():
             log.info("piece_failed piece=%d parent=%s why=%s", command.piece, command.parent, error)
             return PieceFailed(command.attempt, Trouble.DEAD)

@@ -106,9 +106,9 @@ class ShardLink:
                 self._reborn = None
             self._heartbeat_s = reply.heartbeat_s
             self._note(reply.incarnation, reply.is_known)
-            self._step(ShardHeard(self.shard))
             for message in reply.messages:
                 self._step(ShardSaid(message))
+            self._step(ShardHeard(self.shard))
 
     async def _pause(self) -> None:
         """Until there is something to say, or a heartbeat is due.

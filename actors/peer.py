@@ -70,6 +70,7 @@ from passel.core.peer import PeerMachine
 from passel.core.rotation import Ring
 from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreLocked
 from passel.ids import BlobId, BlobRef, Digest
+from passel.store.partial import PartialBlob
 from passel.store.store import Store
 from passel.telemetry import logs
 from passel.telemetry.recording import Recording
@@ -88,6 +89,8 @@ START_AGAIN_S = 1.0
 STAT_TIMEOUT_S = 1.0
 STATUS_TIMEOUT_S = 5.0
 ADMIN_TIMEOUT_S = 10.0
+#: So much is verified and not hashed towards the whole digest: some milliseconds of a thread.
+AHEAD_BYTES = 8 * 1024 * 1024
 
 
 class Peer:
@@ -113,6 +116,7 @@ class Peer:
             await asyncio.sleep(START_AGAIN_S)
             os._exit(BUG)
         self._serving = Serving(self._store)
+        self._hashing_ahead: set[BlobId] = set()
         self._ring = await self._read_ring()
         self._auth = ClusterAuth(*self._ring.secrets)
         config = self._config
@@ -458,6 +462,18 @@ class Peer:
             self._later(PieceUnsaid(blob, piece))
             return
         self._serving.arrived(blob, piece)
+        if partial.unhashed_bytes >= AHEAD_BYTES and blob not in self._hashing_ahead:
+            self._hashing_ahead.add(blob)
+            self._duties.start(self._hash_ahead(blob, partial))
+
+    async def _hash_ahead(self, blob: BlobId, partial: PartialBlob) -> None:
+        """What is hashed while the rest comes in, nobody waits for at the end."""
+        try:
+            await asyncio.to_thread(partial.hash_ahead)
+        except PasselError as error:
+            log.warning("not_hashed_ahead blob=%s why=%s", blob, error)
+        finally:
+            self._hashing_ahead.discard(blob)
 
     async def _hash_piece(self, blob: BlobId, piece: int) -> None:
         partial = self._store.partial(blob)

@@ -84,6 +84,8 @@ class Blobs:
         """Answer from the store; False when not all of it is there."""
         spans = parse_range(_range_of(exchange, ref), view.size)
         wanted = [(0, view.size)] if spans is None else spans
+        if spans is None and not view.is_whole:
+            return False  # who gets all of it can be told whether it is what its name says
         if not all(view.covers(start, stop) for start, stop in wanted):
             return False
         grants = self._context.grants
@@ -212,6 +214,7 @@ class Blobs:
         start, stop = (0, size) if spans is None else spans[0]
         fields = self._fields(ref, reading.source, grant)
         lead = exchange.head(*_framed(fields, None if spans is None else (start, stop), size))
+        reading.is_whole = spans is None
         await reading.send(exchange.connection, lead, start, stop)
 
     async def _parts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 import ssl
 import stat
@@ -18,6 +19,7 @@ from conftest import Origin
 from ray_lab import Lab, eventually
 
 from passel.actors.rotating import read_ring
+from passel.core.rotation import Stage
 from passel.errors import PeerUnavailable
 from passel.ids import BlobKey, Digest
 from passel.transport.auth import ClusterAuth
@@ -94,8 +96,17 @@ async def test_an_outsider_neither_reads_a_piece_nor_announces_one(
                 pass
 
 
+def stage() -> Stage:
+    ring = read_ring()
+    assert ring is not None
+    return ring.stage
+
+
 def test_the_secret_is_replaced_while_blobs_travel(lab: Lab, origin: Origin) -> None:
-    """Nothing is fetched from the origin twice, no read fails, and a restarted peer is a member."""
+    """Nothing is fetched from the origin twice, no read fails, and a restarted peer is a member.
+
+    The controller is killed as soon as the first peers know two secrets: its next life goes on.
+    """
     before = read_ring()
     assert before is not None
     is_over = threading.Event()
@@ -115,13 +126,20 @@ def test_the_secret_is_replaced_while_blobs_travel(lab: Lab, origin: Origin) -> 
     travelling = threading.Thread(target=travel)
     travelling.start()
     try:
+        controller = lab.status()["controller"]["pid"]
         command = [PASSEL, "rotate", "--config", str(lab.nodes["n3"].folder / "passel.yaml")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        rotating = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        eventually(lambda: stage() is not Stage.STEADY)
+        os.kill(controller, signal.SIGKILL)
+        out, error = rotating.communicate(timeout=90)
     finally:
         is_over.set()
         travelling.join()
-    assert done.returncode == 0, done.stderr
-    assert "new secret" in done.stdout
+    assert rotating.returncode == 0, error
+    assert "new secret" in out
+    assert lab.status()["controller"]["pid"] != controller
     assert len(sent) > 3
     assert not trouble
     assert [(digest, origin.sent(digest)) for digest, _ in sent] == sent

@@ -126,7 +126,7 @@ class Containerd:
                 command = [programs[1], "--config", str(config)]
                 site.daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
             socket = folder / "c.sock"
-            until(lambda: _succeeds([programs[0], "-a", str(socket), "version"]))
+            until(lambda: succeeds([programs[0], "-a", str(socket), "version"]))
             self._socket = socket
         return self._socket
 
@@ -144,10 +144,10 @@ class Containerd:
             )
             assert got.stdout == image.blobs[image.largest]
         finally:
-            _succeeds([*ctr, "images", "rm", "--sync", name])
+            succeeds([*ctr, "images", "rm", "--sync", name])
 
 
-def _succeeds(command: list[str]) -> bool:
+def succeeds(command: list[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
@@ -230,7 +230,7 @@ class Docker:
             with (self._folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(command, stdout=log, stderr=log)
             site.daemons.append(self._process)
-            until(lambda: _succeeds(self._call("GET", "info")))
+            until(lambda: succeeds(self._call("GET", "info")))
         return self._process
 
     def _call(self, method: str, path: str, *more: str) -> list[str]:
@@ -465,7 +465,7 @@ _OFF_1 = [
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.internal.v1.tracing",
 ]
-_OFF_2 = [
+OFF_2 = [
     *(f"io.containerd.cri.v1.{each}" for each in ("images", "runtime")),
     *_OFF_1,
     "io.containerd.snapshotter.v1.erofs",
@@ -479,7 +479,7 @@ def clients() -> dict[str, Client]:
     """By the names that docs/clients.md has."""
     parallel = "\n".join(
         [
-            f"version = 3\ndisabled_plugins = {json.dumps(_OFF_2)}",
+            f"version = 3\ndisabled_plugins = {json.dumps(OFF_2)}",
             '[plugins."io.containerd.transfer.v1.local"]',
             "max_concurrent_downloads = 4",
             "concurrent_layer_fetch_buffer = 1048576",

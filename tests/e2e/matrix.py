@@ -87,8 +87,8 @@ def table() -> str:
     """The table of docs/clients.md, in Markdown, with its notes."""
     notes: list[str] = []
     lines = [
-        "| client | version | how | registry | cold | warm | origin down |",
-        "|---|---|---|---|---|---|---|",
+        "| client | version | how | registry | cold | warm | origin down | tests |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for cell in CELLS:
         row = [*CLIENTS[cell.client], cell.kind]
@@ -100,6 +100,6 @@ def table() -> str:
             if found.why not in notes:
                 notes.append(found.why)
             row.append(f"{found.mark} [{notes.index(found.why) + 1}]")
-        lines.append(f"| {' | '.join(row)} |")
+        lines.append(f"| {' | '.join(row)} | `{cell}` |")
     lines += ["", *(f"[{i + 1}] {why}." for i, why in enumerate(notes))]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import snapshotter
 import yaml
 from clients import Client, PullFailed, Site, clients
 from conftest import gateway_of
@@ -209,6 +210,27 @@ def test_a_token_for_another_repository_is_none_here(site: Site, images: dict[Ce
         assert caught.value.code == 401
         assert "insufficient_scope" in caught.value.headers["WWW-Authenticate"]
         caught.value.close()
+
+
+def test_nydus_snapshotter(site: Site) -> None:
+    """containerd pulls the image's small layers, nydusd reads its data: both through passel."""
+    repository, registry = "app/nydus-snapshotter", site.origins.registries["public"]
+    made = snapshotter.push(site, "public", repository)
+    nydus = snapshotter.Snapshotter(site)
+    try:
+        name = f"public.test/{repository}:v1"
+        nydus.pull(name)
+        assert registry.blob_bytes(made.digest) == 0, "the data is not pulled"
+        mount = nydus.mount(name)
+        try:
+            for path in made.source.iterdir():
+                assert (mount / path.name).read_bytes() == path.read_bytes()
+            assert registry.who_got(repository) == {"passel"}
+            assert registry.blob_bytes(made.digest) == made.blob.stat().st_size
+        finally:
+            nydus.unmount(name, mount)
+    finally:
+        nydus.stop()
 
 
 def test_tags(site: Site) -> None:

@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry
 
 from passel.config import Config
-from passel.errors import OriginRefused, OriginUnavailable
+from passel.errors import DigestMismatch, OriginRefused, OriginTimeout, OriginUnavailable
 from passel.gateway.connection import Server
 from passel.gateway.context import Context
 from passel.gateway.manifestcache import ManifestCache
@@ -57,12 +57,19 @@ class Stream:
     anonymous: bool
     origin: FakeOrigin
     data: bytes
+    still_s: float = 10.0
 
     async def chunks(self) -> AsyncIterator[bytes]:
         at = self.start
         while at < self.stop:
             if self.origin.breaks_at is not None and at >= self.origin.breaks_at:
+                if self.origin.heals:
+                    self.origin.breaks_at = None
                 raise OriginUnavailable("cut")
+            if self.origin.stalls_at is not None and at >= self.origin.stalls_at:
+                self.origin.stalls.append(self.still_s)
+                await asyncio.sleep(self.still_s)
+                raise OriginTimeout("silent")
             piece = self.data[at : min(at + 50_000, self.stop)]
             at += len(piece)
             self.origin.bytes_sent += len(piece)
@@ -89,6 +96,11 @@ class FakeOrigin:
     is_down: bool = False
     limited: bool = False
     breaks_at: int | None = None
+    #: It breaks off once only.
+    heals: bool = False
+    #: From here on bodies are silent; for how long readers waited is in `stalls`.
+    stalls_at: int | None = None
+    stalls: list[float] = field(default_factory=list)
     bytes_sent: int = 0
 
     def _enter(self, method: str, path: str, authorization: str | None) -> None:
@@ -177,12 +189,16 @@ class FakeDoor:
         self.public: set[str] = set()
         self.asked: list[dict[str, Any]] = []
         self.told_public: list[dict[str, Any]] = []
-        #: ready, silent, passthrough, busy, error (with `error`); after how many pieces it dies.
+        #: ready, silent, passthrough, busy, error (with `error`); after how many pieces it dies, or
+        #: brings nothing more.
         self.plan = "ready"
         self.error: dict[str, Any] = {}
         self.waits_on = "origin"
         self.dies_after: int | None = None
+        self.stalls_after: int | None = None
         self.piece_s = 0.0
+        self.promotes = True
+        self.better: dict[str, bytes] = {}
         self.open_reads = 0
         self._runner: web.AppRunner | None = None
 
@@ -258,7 +274,11 @@ class FakeDoor:
         stop = len(data) if asked["stop"] is None else min(asked["stop"], len(data))
         first = True
         blob = self.store.create(key, len(data), PIECE)
-        for piece in range(asked["start"] // PIECE, -(-stop // PIECE)):
+        # A real peer goes on to bring the rest of the blob too; here only if it matters.
+        from_piece = 0 if self.better else asked["start"] // PIECE
+        for piece in range(from_piece, -(-stop // PIECE)):
+            if self.stalls_after is not None and piece >= self.stalls_after:
+                await asyncio.sleep(60)
             if self.dies_after is not None and self.dies_after == 0:
                 self.dies_after = None
                 assert response._req is not None
@@ -286,6 +306,12 @@ class FakeDoor:
                 await say(event="progress", upto=end)
             first = False
             await asyncio.sleep(self.piece_s)
+        if blob.is_full and self.promotes:
+            try:
+                blob.promote()
+            except DigestMismatch:
+                # Destroyed; whoever asks again may get better bytes.
+                self.content.update(self.better)
         await say(event="done")
 
     def put(self, data: bytes, upstream: str = "lab") -> Digest:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from unit.gateway_fakes import PIECE, digest_of, noise, world
 
+from passel.gateway import reading
 from passel.telemetry.trace import read_trace
 
 SIZE = 10 * PIECE + 123
@@ -260,6 +261,55 @@ async def test_a_body_is_never_cut_cleanly(tmp_path: Path) -> None:
         assert w.context.metrics.aborted._value.get() == 1
 
 
+async def test_a_whole_blob_from_the_origin_alone_goes_on_where_it_broke_off(
+    tmp_path: Path,
+) -> None:
+    """No peer, and so nothing in the store: what was sent before is in the running hash."""
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        await w.door.stop()
+        w.origin.breaks_at, w.origin.heals = 300_000, True
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}")
+        assert (status, body) == (200, DATA)
+        assert w.origin.count("GET") == 2
+
+
+@pytest.mark.parametrize("header", ["", f"Range: bytes={PIECE}-{4 * PIECE}\r\n"])
+async def test_a_body_that_stands_still_is_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    """Neither peer nor origin brings more: the client is told in time, not left to wait."""
+    monkeypatch.setattr(reading, "STILL_SHORT_S", 0.9)
+    monkeypatch.setattr(reading, "STILL_LONG_S", 1.5)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.stalls_after, w.origin.stalls_at = 3, 3 * PIECE
+        head = f"GET /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n{header}\r\n".encode()
+        answer = await w.raw(head, wait_s=10.0)
+        _, _, body = answer.partition(b"\r\n\r\n")
+        start = PIECE if header else 0
+        assert body == DATA[start : 3 * PIECE]
+        assert w.context.metrics.aborted._value.get() == 1
+        # The origin got what was left of the time, and was not asked again and again.
+        (still_s,) = w.origin.stalls
+        assert 0 < still_s <= (0.5 if header else 1.1)
+
+
+async def test_a_read_that_gets_no_byte_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of a lazy read begins with its question, and an error can still be said."""
+    monkeypatch.setattr(reading, "FIRST_BYTE_S", 0.5)
+    monkeypatch.setattr(reading, "STILL_SHORT_S", 0.6)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.plan, w.origin.stalls_at = "waiting", 0
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}", Range="bytes=5-9")
+        assert status == 504
+        assert "in time" in json.loads(body)["errors"][0]["message"]
+        assert w.origin.stalls == [reading.STILL_LEAST_S]
+
+
 async def test_wrong_bytes_from_the_origin_do_not_end_well(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         digest = w.add(DATA)
@@ -269,6 +319,87 @@ async def test_wrong_bytes_from_the_origin_do_not_end_well(tmp_path: Path) -> No
             f"GET /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
         )
         assert len(answer.partition(b"\r\n\r\n")[2]) < SIZE
+
+
+GET_WHOLE = "GET /v2/app/blobs/{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("promotes", [True, False])
+async def test_a_whole_blob_of_wrong_bytes_never_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promotes: bool
+) -> None:
+    """Every piece is what the origin sent, and only the last of them tells that the whole is wrong.
+
+    Who checks is the peer; where it does not get to it (it died), the gateway itself.
+    """
+    monkeypatch.setattr(reading, "OWN_HASH_S", 0.1)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.content[str(digest)] = DATA[:-1] + b"?"
+        w.door.promotes = promotes
+        answer = await w.raw(GET_WHOLE.format(digest).encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert f"Content-Length: {SIZE}".encode() in head
+        assert 0 < len(body) < SIZE
+        assert DATA.startswith(body)
+        assert w.context.metrics.aborted._value.get() == 1
+        if not promotes:
+            # It lies there with all its pieces, and is not handed out either.
+            answer = await w.raw(GET_WHOLE.format(digest).encode())
+            assert len(answer.partition(b"\r\n\r\n")[2]) < SIZE
+            # Whoever reads a range of it is not held up by what nobody can know.
+            _, _, body = await w.get(f"/v2/app/blobs/{digest}", Range=f"bytes={SIZE - 9}-")
+            assert body == DATA[SIZE - 9 : -1] + b"?"
+
+
+async def test_nobody_gets_the_beginning_of_one_copy_and_the_end_of_another(
+    tmp_path: Path,
+) -> None:
+    """The first byte was wrong and is out; the copy was destroyed, and the next one is right."""
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.content[str(digest)] = b"?" + DATA[1:]
+        w.door.better[str(digest)] = DATA
+        answer = await w.raw(GET_WHOLE.format(digest).encode())
+        body = answer.partition(b"\r\n\r\n")[2]
+        assert body.startswith(b"?" if DATA[:1] != b"?" else b"")
+        assert 0 < len(body) < SIZE
+        assert (await w.get(f"/v2/app/blobs/{digest}"))[2] == DATA
+
+
+async def test_a_small_blob_of_wrong_bytes_is_an_error_in_words(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        digest = w.add(DATA[:5000])
+        wrong = DATA[:4999] + b"?"
+        w.door.content[str(digest)] = w.origin.blobs["app", str(digest)] = wrong
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}")
+        assert status == 502
+        assert json.loads(body)["errors"]
+
+
+async def test_who_vouches_for_a_blob_when_its_peer_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pieces came, and the peer died before it had hashed the whole."""
+    monkeypatch.setattr(reading, "OWN_HASH_S", 0.1)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.promotes = False
+        assert (await w.get(f"/v2/app/blobs/{digest}"))[2] == DATA
+
+
+async def test_the_origin_goes_on_and_the_whole_is_checked(tmp_path: Path) -> None:
+    """Half of it came from the peer, which died; the other half is wrong."""
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.origin.blobs["app", str(digest)] = DATA[:-1] + b"?"
+        w.door.stalls_after = 4
+        read = asyncio.create_task(w.raw(GET_WHOLE.format(digest).encode(), wait_s=5.0))
+        await asyncio.sleep(0.2)
+        await w.door.stop()
+        body = (await read).partition(b"\r\n\r\n")[2]
+        assert 4 * PIECE <= len(body) < SIZE
+        assert w.context.metrics.aborted._value.get() == 1
 
 
 async def test_client_that_hangs_up_takes_its_question_back(tmp_path: Path) -> None:

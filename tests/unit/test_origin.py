@@ -36,7 +36,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[str]:
-    runner = web.ServerRunner(web.Server(handler, access_log=None))  # type: ignore[arg-type]
+    server = web.Server(handler, access_log=None)  # type: ignore[arg-type]
+    runner = web.ServerRunner(server, shutdown_timeout=0.05)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -133,6 +134,80 @@ async def test_a_cut_stream_is_resumed_without_a_gap_or_a_repetition() -> None:
     async with serving(origin) as api, client_of(api) as client:
         assert await read(client, 0, None) == DATA
     assert len(asked) == 4
+
+
+def stalling(asked: list[str], n_stalls: int) -> Handler:
+    """An origin whose first answers stop after 90 000 bytes, and leave the connection open."""
+
+    async def origin(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers["Range"])
+        whole = ranged(request)
+        if len(asked) > n_stalls:
+            return whole
+        answer = web.StreamResponse(status=206, headers=whole.headers)
+        assert isinstance(whole.body, bytes)
+        answer.content_length = len(whole.body)
+        await answer.prepare(request)
+        start = len(DATA) - len(whole.body)
+        await answer.write(whole.body[: max(0, 90_000 - start)])
+        await asyncio.sleep(30)
+        return answer
+
+    return origin
+
+
+async def test_a_body_that_falls_silent_goes_on_from_the_very_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origin_module, "STALLS_S", (0.05, 0.1))
+    asked: list[str] = []
+    async with serving(stalling(asked, 1)) as api, client_of(api) as client:
+        assert await read(client, 0, None) == DATA
+    assert asked == ["bytes=0-", "bytes=90000-"]
+
+
+async def test_a_body_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After few tries, or when its time is over: whoever reads it is not left hanging."""
+    monkeypatch.setattr(origin_module, "STALLS_S", (0.05, 0.05, 0.1))
+    asked: list[str] = []
+    async with serving(stalling(asked, 99)) as api, client_of(api) as client:
+        with pytest.raises(OriginTimeout):
+            await asyncio.wait_for(read(client, 0, None), 10)
+        assert asked == ["bytes=0-"] + ["bytes=90000-"] * origin_module.RESUMES_MAX
+        asked.clear()
+        async with client.fetch_blob(REF, 0, None, authorization=None) as stream:
+            stream.still_s = 0.07
+            with pytest.raises(OriginTimeout):
+                await asyncio.wait_for(drain(stream), 10)
+        assert len(asked) == 2
+
+
+async def drain(stream: origin_module.BlobStream) -> None:
+    async for _ in stream.chunks():
+        pass
+
+
+async def test_a_reader_that_takes_its_time_is_no_silence_of_the_origin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origin_module, "STALLS_S", (0.05,))
+    asked: list[str] = []
+
+    async def origin(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers["Range"])
+        return ranged(request)
+
+    got = b""
+    async with (
+        serving(origin) as api,
+        client_of(api) as client,
+        client.fetch_blob(REF, 0, None, authorization=None) as stream,
+    ):
+        async for chunk in stream.chunks():
+            got += chunk
+            await asyncio.sleep(0.2)
+    assert got == DATA
+    assert len(asked) == 1
 
 
 async def test_a_blob_that_changes_its_size_is_nonsense() -> None:

@@ -18,6 +18,7 @@ from passel.errors import LengthMismatch, NoSpace, PeerBusy, PeerUnavailable, Tr
 from passel.transport.auth import ClusterAuth
 from passel.transport.piece_client import PieceClient, PieceNotHeld
 from passel.transport.piece_server import PieceServer
+from passel.transport.wire import PeerStalled
 
 PIECE = 64 * 1024
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -350,9 +351,23 @@ async def test_silent_server_meets_the_read_deadline() -> None:
 async def test_server_that_stalls_in_mid_body() -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n" + bytes(1000)
     stalling = scripted(answering(raw, close=False))
-    async with stalling as address, fetching(read_timeout_s=0.1) as client:
-        with pytest.raises(PeerUnavailable, match="stopped sending"):
+    async with stalling as address, fetching(read_timeout_s=9.0, stall_s=0.1) as client:
+        with pytest.raises(PeerStalled, match="stopped sending"):
             await fetch(client, address)
+
+
+async def test_a_slow_link_is_no_stall() -> None:
+    """Reads wake for a quarter of a mebibyte; what came in the meantime is no silence."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n")
+        for _ in range(16):
+            await asyncio.sleep(0.05)
+            writer.write(bytes(4096))
+        await reader.read()
+
+    async with scripted(script) as address, fetching(stall_s=0.3) as client:
+        assert await fetch(client, address) == hashlib.sha256(bytes(65536)).digest()
 
 
 async def test_dripping_server_meets_the_total_deadline() -> None:

@@ -10,6 +10,7 @@ import ssl
 import stat
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,34 @@ def test_without_the_package_one_sentence_says_what_is_missing(
     monkeypatch.setattr(certificates.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'passel\[tls\]'"):
         certificates.check_available()
+
+
+async def test_handshakes_that_never_end_count_as_connections(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """Until their deadline: then they are cut, and there is room again."""
+    certificate, path = kept(authority.issue("server"), tmp_path)
+    tls = certificate.server_context(path)
+    lab = Lab(tmp_path, authority)
+    server = PieceServer(
+        lab.source, lab.auth, 8, tls=tls, connections_max=3, handshake_s=0.5, stall_s=0.5
+    )
+    port = await server.start("127.0.0.1", 0)
+    lab.address = f"127.0.0.1:{port}"
+    mute = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+    client = lab.client(authority)
+    try:
+        await until(lambda: server.n_refused_busy == 2)
+        with pytest.raises(PeerUnavailable):
+            await lab.fetch(client, 0)
+        for reader, _ in mute:
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5.0) == b"", "it was cut"
+        for _ in range(5):
+            # What is over counts no more.
+            assert await lab.fetch(client, 1) == lab.source.piece(1)
+    finally:
+        for _, writer in mute:
+            writer.close()
+        await client.close()
+        await server.stop(0.2)

@@ -22,7 +22,8 @@ class Trouble(Enum):
     """Why a piece did not come. Different consequences are different members."""
 
     BUSY = "busy"  # the parent has no slot: ask it again, later
-    DEAD = "dead"  # no answer, or it broke off: ask somebody else
+    DEAD = "dead"  # nobody there, or it broke off: ask somebody else
+    STALLED = "stalled"  # silent for a while: ask anew, and somebody else after the second time
     MISSING = "missing"  # it does not hold the piece after all
     CORRUPT = "corrupt"  # wrong bytes: never ask it again for this blob
 
@@ -125,6 +126,14 @@ class Unwants:
 
 
 @dataclass(frozen=True, slots=True)
+class UnderWay:
+    """All `pieces` of a blob that are on their way to this peer, as it knows: a plan was lost."""
+
+    blob: BlobId
+    pieces: int
+
+
+@dataclass(frozen=True, slots=True)
 class Complaint:
     blob: BlobId
     piece: int
@@ -183,6 +192,7 @@ ReportItem = (
     | Loses
     | Wants
     | Unwants
+    | UnderWay
     | Complaint
     | LeaseOpened
     | LeaseHeld

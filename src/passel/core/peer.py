@@ -82,6 +82,7 @@ from passel.core.messages import (
     StoreRecovered,
     Tell,
     Trouble,
+    UnderWay,
     Unwants,
 )
 from passel.core.pieces import Geometry
@@ -139,7 +140,9 @@ class PeerMachine:
             case ShardReborn(shard):
                 self._announce_all(shard)
             case ShardHeard(shard):
-                self.lost_shards.discard(shard)
+                if shard in self.lost_shards:
+                    self.lost_shards.discard(shard)
+                    self._say_under_way(shard)
                 self.seed.heard(shard, now)
             case ShardLost(shard):
                 self.lost_shards.add(shard)
@@ -303,6 +306,13 @@ class PeerMachine:
             return
         holding.told = wants
         self._tell(holding.shard, wants, hurry=bool(wants.urgent))
+
+    def _say_under_way(self, shard: int) -> None:
+        """The shard's words may have been lost with the way to it: it need not wait for them."""
+        for blob, holding in self.blobs.items():
+            if holding.shard == shard and holding.told is not None:
+                expected = (*holding.queue, *holding.running, *holding.unconfirmed)
+                self._tell(shard, UnderWay(blob, bitfield.of(expected)), hurry=True)
 
     def _shard_said(self, message: ShardMessage) -> None:
         if isinstance(message, Lease):

@@ -53,6 +53,7 @@ from passel.core.messages import (
     ShardLimits,
     Stat,
     Trouble,
+    UnderWay,
     Unwants,
     Wants,
 )
@@ -213,6 +214,11 @@ class ShardMachine:
                 self._wants(peer, item, now, dirty)
             case Unwants(blob):
                 self._unwants(peer, blob)
+            case UnderWay(blob, pieces):
+                swarm = self.swarms.get(blob)
+                if swarm is not None:
+                    swarm.only_under_way(peer, pieces)
+                    dirty[blob] = None
             case Complaint():
                 self._complaint(peer, item, dirty)
             case LeaseOpened() | LeaseHeld() | LeaseFailed():
@@ -349,6 +355,9 @@ class ShardMachine:
         match item.trouble:
             case Trouble.CORRUPT | Trouble.DEAD:
                 row.banned.add(item.parent)
+            case Trouble.STALLED:
+                # A connection may be lost without its peer: only twice in a row is too often.
+                (row.banned if item.parent in row.stalled else row.stalled).add(item.parent)
             case Trouble.MISSING:
                 parent = swarm.rows.get(item.parent)
                 if parent is not None and parent.have >> item.piece & 1:

@@ -52,8 +52,10 @@ class Row:
     coming: dict[int, Coming] = field(default_factory=dict)
     #: Pieces whose edge was handed out before the shard knew their digest.
     undigested: int = 0
-    #: Parents that sent wrong bytes to this peer.
+    #: Parents that sent wrong bytes to this peer, or could not be reached.
     banned: set[PeerId] = field(default_factory=set)
+    #: Parents whose last word to this peer was silence.
+    stalled: set[PeerId] = field(default_factory=set)
     #: How much of `rest` was planned is in `coming`; this is the set for quick tests.
     coming_bits: int = 0
 
@@ -226,6 +228,7 @@ class Swarm:
         coming = self.settle(peer, piece)
         if coming is not None:
             self.traffic.moved(peer, coming.parent, now - coming.since)
+            row.stalled.discard(coming.parent)
         if self.lease is not None and self.lease.todo is not None:
             self.lease.todo &= ~bit
             self.lease.demanded &= ~bit
@@ -259,6 +262,12 @@ class Swarm:
         """
         self.settle(child, piece)
         self.lose(child, 1 << piece)
+
+    def only_under_way(self, child: PeerId, pieces: int) -> None:
+        """Give up what is thought to be on its way to a peer and is not among `pieces`."""
+        row = self.rows.get(child)
+        for piece in bitfield.pieces(row.coming_bits & ~pieces if row is not None else 0):
+            self.give_up(child, piece)
 
     def lose(self, peer: PeerId, pieces: int) -> None:
         """The peer does not have these, nor will it: who was to get them from it gives up too."""
@@ -295,6 +304,7 @@ class Swarm:
             del self.rows[peer]
         for other in self.rows.values():
             other.banned.discard(peer)
+            other.stalled.discard(peer)
         self.lose(peer, -1)
         had_lease = self.lease is not None and self.lease.holder == peer
         if had_lease:

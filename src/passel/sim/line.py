@@ -83,9 +83,9 @@ class Line:
             return
         number = self.shard.number
         self._note(incarnation, is_known)
-        node.step(m.ShardHeard(number))
         for message in messages:
             node.step(m.ShardSaid(message))
+        node.step(m.ShardHeard(number))
         self._is_busy = False
         heartbeat_s = max(HEARTBEAT_S, len(node.world.nodes) / HEARTBEATS_PER_S)
         self._schedule(0.0 if self._items else heartbeat_s)

@@ -31,9 +31,10 @@ WAIT_S = 5.0
 SLOT_WAIT_S = 5.0
 LINE_MAX = 128
 BUSY_RETRY_S = 0.02
-#: How long a child waits for a node that does not answer at all, and for one that broke off.
+#: How long a child waits for a node that cannot be reached, for an answer, and in a silent body.
 CONNECT_TIMEOUT_S = 2.0
-READ_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 7.0
+STALL_S = 3.0
 LIE = hashlib.sha256(b"lie").digest()
 
 
@@ -422,5 +423,6 @@ class Node:
         """A partition: bodies from beyond it stop, and are given up after a while."""
         for fetch in list(self.fetches.values()):
             if isinstance(fetch, PieceFetch) and fetch.parent.peer in is_cut:
+                given_up_s = READ_TIMEOUT_S if fetch.transfer is None else STALL_S
                 fetch.parent.hung_up(fetch)
-                self.world.clock.after(READ_TIMEOUT_S, self.fail, fetch, m.Trouble.DEAD)
+                self.world.clock.after(given_up_s, self.fail, fetch, m.Trouble.STALLED)

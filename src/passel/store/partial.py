@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 META_BYTES_MAX = 4096
 
+# How much is hashed between two looks at whether it is still wanted.
+_AHEAD_BYTES = 64 * 1024 * 1024
+
 # A write to a local disk that takes longer than this will not come back.
 _SETTLE_S = 30.0
 
@@ -118,6 +121,10 @@ class PartialBlob:
         # Writes on their way to the disk, per piece; and the pieces being hashed from the disk.
         self._writing: dict[int, int] = {}
         self._hashing: set[int] = set()
+        # The digest of the whole, and how far it has come.
+        self._whole = threading.Lock()
+        self._whole_hasher = key.digest.hasher()
+        self._whole_to = 0
 
     def __repr__(self) -> str:
         return f"PartialBlob({self.key.digest}, {self.have.bit_count()}/{self.n_pieces} pieces)"
@@ -347,10 +354,42 @@ class PartialBlob:
         with self._changed:
             self._check_alive()
 
+    @property
+    def unhashed_bytes(self) -> int:
+        """How much :meth:`hash_ahead` could hash now."""
+        return max(self._verified_to() - self._whole_to, 0)
+
+    def _verified_to(self) -> int:
+        """Where the pieces end that are verified without a gap before them."""
+        first_missing = (~self.have & -(~self.have)).bit_length() - 1
+        return min(first_missing * self.piece_size, self.size)
+
+    def hash_ahead(self) -> None:
+        """Hash on towards the digest of the whole, as far as pieces are verified without a gap.
+
+        What is done here need not be done at the end, where readers wait for it. Verified pieces
+        are never written again, so it stays true. For a thread of its own.
+        """
+        with self._whole, fileio.translated(f"reading {self.key.digest}"):
+            while not self._is_retired and self.unhashed_bytes:
+                self._hash_to(min(self._verified_to(), self._whole_to + _AHEAD_BYTES))
+
+    def _hash_to(self, stop: int) -> bytes:
+        fd = self._data.fileno()
+        found = fileio.hash_range(fd, self._whole_to, stop, self._whole_hasher)
+        self._whole_to = stop
+        return found
+
     def hash_all(self) -> str:
         """The hex digest over the whole file, in the blob's own algorithm."""
-        hasher = self.key.digest.hasher()
-        return fileio.hash_range(self._data.fileno(), 0, self.size, hasher).hex()
+        with self._whole:
+            return self._hash_to(self.size).hex()
+
+    def vouch(self) -> None:
+        """The digest of the whole is right: readers in other processes may know."""
+        with self._changed:
+            if not self._is_retired and self.completed is None:
+                self._map.set_state(MapState.WHOLE)
 
     def sync_data(self) -> None:
         fileio.sync_file(self._data.fileno(), self._data_path)

@@ -48,11 +48,15 @@ HEADER_BYTES = _HEADER.size
 
 
 class MapState(enum.IntEnum):
-    """Life of a map: ``LIVE -> COMPLETE`` by promotion, ``LIVE -> DEAD`` by destruction."""
+    """Life of a map: ``LIVE -> WHOLE -> COMPLETE`` by promotion, ``-> DEAD`` by destruction.
+
+    ``WHOLE``: the digest of the whole was verified; the bytes are not durable yet.
+    """
 
     LIVE = 0
     DEAD = 1
     COMPLETE = 2
+    WHOLE = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from passel.store.layout import Layout
 from passel.store.piecemap import MapState, MapView
 
 if TYPE_CHECKING:
+    from hashlib import _Hash
     from pathlib import Path
     from types import TracebackType
 
@@ -86,9 +87,15 @@ class BlobView:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole digest was verified; a partial blob's view turns at its promotion."""
+        """Whether it is whole and durable; a partial blob's view turns at its promotion."""
         piece_map = self._map()
         return piece_map is None or piece_map.state == MapState.COMPLETE
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole digest was verified; the bytes need not be durable yet."""
+        piece_map = self._map()
+        return piece_map is None or piece_map.state in (MapState.WHOLE, MapState.COMPLETE)
 
     @property
     def is_dead(self) -> bool:
@@ -116,6 +123,10 @@ class BlobView:
     def covers(self, start: int, stop: int) -> bool:
         """Whether all of ``[start, stop)`` may be read."""
         return 0 <= start <= stop <= self.size and self.verified_to(start) >= stop
+
+    def hash_into(self, hasher: _Hash, start: int, stop: int) -> str:
+        """Hash bytes, which must be verified; the hex digest so far. For a thread."""
+        return fileio.hash_range(self.fd, start, stop, hasher).hex()
 
     def close(self) -> None:
         """Calling it again is harmless."""

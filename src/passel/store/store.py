@@ -256,10 +256,10 @@ class Store:
             with found.fate, fileio.translated(f"discarding {found.key.digest}"):
                 self._destroy(found)
 
-    def _destroy(self, blob: PartialBlob) -> None:
-        """Its `fate` is held."""
+    def _destroy(self, blob: PartialBlob, state: MapState = MapState.DEAD) -> None:
+        """Its `fate` is held. `state` is what readers that have it open see from now on."""
         try:
-            is_ours = blob.retire(MapState.DEAD)
+            is_ours = blob.retire(state)
         except OSError:
             # The mark could not be written. Out of the store with it all the same, and loudly:
             # readers that have it open go on believing what was verified.
@@ -287,20 +287,20 @@ class Store:
                 return blob.completed
             blob.check_alive()
             assert blob.is_full, "only a blob whose pieces are all verified can be promoted"
-            existing = self.complete(digest)
-            if existing is None:
-                found = blob.hash_all()
-                if found != digest.hex:
-                    self.discard(blob.key.id)
-                    raise DigestMismatch(f"blob of {blob.key.upstream}", digest.hex, found)
+            found = blob.hash_all()
+            if found != digest.hex:
+                self.discard(blob.key.id)
+                raise DigestMismatch(f"blob of {blob.key.upstream}", digest.hex, found)
+            blob.vouch()
+            if self.complete(digest) is None:
                 self._sync_or_destroy(blob)
             with blob.fate, self._publication:
                 blob.check_alive()
                 existing = self.complete(digest)
                 if existing is None:
                     return self._publish(blob)
-                # The same content came from another upstream first.
-                self._destroy(blob)
+                # The same content came from another upstream first. Who reads this one may go on.
+                self._destroy(blob, MapState.WHOLE)
                 return existing
 
     def _sync_or_destroy(self, blob: PartialBlob) -> None:

@@ -16,7 +16,12 @@ from typing import Final
 from passel.errors import LengthMismatch, PeerBusy, PeerUnavailable, TransientError
 from passel.transport.answer import AnswerHead, BadAnswer, parse_head
 from passel.transport.connections import Job
-from passel.transport.wire import HEAD_BYTES_MAX, RETRY_AFTER_MS_HEADER, PieceNotHeld
+from passel.transport.wire import (
+    HEAD_BYTES_MAX,
+    RETRY_AFTER_MS_HEADER,
+    PeerStalled,
+    PieceNotHeld,
+)
 
 _BUSY_MS_MAX: Final = 60_000
 #: A thread is woken for so many bytes, or for the rest of the body. On a slow link it would be
@@ -41,6 +46,7 @@ class Exchange:
     path: str
     wait_s: float
     read_timeout_s: float
+    stall_s: float
     accept: Callable[[AnswerHead], None]
     take: Callable[[memoryview], None]
     is_over: bool = False
@@ -56,7 +62,7 @@ class Exchange:
         Stale
             Only if `reused`: nothing of an answer came, ask again on a fresh connection.
         PieceNotHeld, PeerBusy, PeerUnavailable, LengthMismatch
-            The peer's word, or its silence.
+            The peer's word; its silence is PeerStalled.
         """
         got = self._ask(sock, authorization, buffer, reused)
         head_stop, got = self._receive_head(sock, buffer, got)
@@ -91,7 +97,7 @@ class Exchange:
             if wake_at != min(left, _WAKE_BYTES):
                 wake_at = min(left, _WAKE_BYTES)
                 _wake_at(sock, wake_at)
-            n = self._receive(sock, buffer[: min(left, len(buffer))], self.read_timeout_s)
+            n = self._receive(sock, buffer[: min(left, len(buffer))], self.stall_s)
             if n == 0:
                 raise PeerUnavailable(f"{self.address} closed with {left} bytes still to come")
             self.take(buffer[:n])
@@ -106,7 +112,7 @@ class Exchange:
         while left:
             wanted, got = min(left, _WAKE_BYTES), 0
             while got < wanted:
-                n = self._receive(sock, buffer[got:wanted], self.read_timeout_s)
+                n = self._receive(sock, buffer[got:wanted], self.stall_s)
                 if n == 0:
                     raise PeerUnavailable(
                         f"{self.address} closed with {left - got} bytes still to come"
@@ -160,18 +166,21 @@ class Exchange:
             sock.settimeout(self.job.step_s(limit_s))
             n = sock.recv_into(into)
         except TimeoutError as error:
-            raise self._late("stopped sending") from error
+            late = self._late("stopped sending")
+            n = _left_over(sock, into)
+            if not n:
+                raise late from error
         except OSError as error:
             self.job.check()
             raise PeerUnavailable(f"{self.address} broke the connection: {error}") from error
         self.job.check()
         return n
 
-    def _late(self, what: str) -> PeerUnavailable:
+    def _late(self, what: str) -> PeerStalled:
         self.job.check()
         # The step was cut short by the deadline of the whole, if that is what has passed.
         self.job.step_s(0.0)
-        return PeerUnavailable(f"{self.address} {what}")
+        return PeerStalled(f"{self.address} {what}")
 
     def _refusal(self, head: AnswerHead) -> TransientError:
         if head.status == 404:
@@ -186,6 +195,15 @@ class Exchange:
                 "differ, or their clocks are more than a minute apart"
             )
         return PeerUnavailable(f"{self.address} answered {head.status}")
+
+
+def _left_over(sock: socket.socket, into: memoryview) -> int:
+    """What came on a slow link without being enough to wake us: it was no silence then."""
+    try:
+        sock.settimeout(0)
+        return sock.recv_into(into)
+    except OSError:
+        return 0
 
 
 def _wake_at(sock: socket.socket, n_bytes: int) -> None:

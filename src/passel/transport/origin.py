@@ -46,6 +46,12 @@ ERROR_BODY_MAX: Final = 65536
 RETRY_AFTER_MAX_S: Final = 120.0
 #: How often a stream may be resumed without having moved on since.
 RESUMES_MAX: Final = 3
+#: A body that is silent for so long is asked for again on another connection, from the very byte
+#: on: the first time, the second, and then. A connection that a router forgot is mended before
+#: nydusd, which waits for 5 s, gives up; and an origin that pauses gets longer each time.
+STALLS_S: Final = (2.0, 3.0, 5.0)
+#: A stream that got nothing for so long, over all connections, is given up.
+STILL_S: Final = 10.0
 IGNORES_RANGES_S: Final = 3600.0
 _REDIRECTS = (301, 302, 303, 307, 308)
 #: What clients may see of a refusal.
@@ -78,15 +84,28 @@ class OriginAnswer:
         self.headers: CIMultiDictProxy[str] = response.headers
         self.anonymous = anonymous
 
-    async def iter_chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. A body that ends early raises OriginUnavailable."""
+    async def iter_chunks(self, silence_s: float = STILL_S) -> AsyncIterator[bytes]:
+        """The body as it comes; chunks that the caller is busy with count for nobody's silence.
+
+        A body that ends early raises OriginUnavailable, one that is silent for `silence_s`
+        OriginTimeout.
+        """
+        content = self._response.content
+        watch = _SilenceWatch(content, silence_s)
         try:
-            async for chunk in self._response.content.iter_any():
+            while True:
+                watch.begin()
+                chunk = await content.readany()
+                watch.end()
+                if not chunk:
+                    return
                 yield chunk
         except asyncio.TimeoutError as error:
             raise OriginTimeout("the origin stopped in the middle of an answer") from error
         except aiohttp.ClientError as error:
             raise OriginUnavailable("the origin broke off in the middle of an answer") from error
+        finally:
+            watch.close()
 
     def close(self) -> None:
         """Drop the connection unless the body was read to its end."""
@@ -94,6 +113,39 @@ class OriginAnswer:
             self._response.close()
         else:
             self._response.release()
+
+
+class _SilenceWatch:
+    """Ends a wait for a body that is too long.
+
+    One timer for the whole body, which looks at the clock when it goes off: one per chunk, or a
+    task per chunk as `asyncio.wait_for` makes it, costs more than receiving the chunk.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader, silence_s: float) -> None:
+        self._content = content
+        self._silence_s = silence_s
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._timer = self._loop.call_later(silence_s, self._look)
+
+    def begin(self) -> None:
+        self._since = self._loop.time()
+
+    def end(self) -> None:
+        self._since = None
+
+    def _look(self) -> None:
+        left_s = self._silence_s
+        if self._since is not None:
+            left_s += self._since - self._loop.time()
+            if left_s <= 0:
+                self._content.set_exception(asyncio.TimeoutError())
+                return
+        self._timer = self._loop.call_later(left_s, self._look)
+
+    def close(self) -> None:
+        self._timer.cancel()
 
 
 class OriginClient:
@@ -412,6 +464,8 @@ class BlobStream:
         self._wanted_stop = stop
         self._stop = -1
         self.start = start
+        #: For how long the origin may send nothing before `chunks` gives up, in seconds.
+        self.still_s = STILL_S
         #: Total size of the blob.
         self.size = -1
         self.anonymous = False
@@ -423,19 +477,19 @@ class BlobStream:
 
     async def begin(self) -> None:
         """Ask for the bytes; `size` is known afterwards."""
-        await self._open(self.start)
+        await self._open(self.start, OPEN_S)
 
     def close(self) -> None:
         if self._answer is not None:
             self._answer.close()
             self._answer = None
 
-    async def _open(self, at: int) -> None:
+    async def _open(self, at: int, deadline_s: float) -> None:
         last = "" if self._wanted_stop is None else str(self._wanted_stop - 1)
         headers = {"Range": f"bytes={at}-{last}"}
         try:
             answer = await self._client.ask(
-                "GET", _blob_path(self._ref), headers, self._authorization, OPEN_S
+                "GET", _blob_path(self._ref), headers, self._authorization, deadline_s
             )
         except OriginRefused as refused:
             if refused.status == 416:
@@ -475,20 +529,30 @@ class BlobStream:
         return int(length)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes, in order, none twice, none left out; raises if they cannot be had."""
+        """The bytes, in order, none twice, none left out; raises if they cannot be had.
+
+        An origin that breaks off or falls silent is asked again, from the very byte on.
+        """
+        now = asyncio.get_running_loop().time
         at = self.start
         resumes = 0
+        moved_at = now()
         while True:
+            # What is left of the time, and a little of it however late it is: the answer to what
+            # was just asked may be on its way.
+            left_s = max(moved_at + self.still_s - now(), 0.05)
             try:
                 if self._answer is None:
-                    await self._open(at)
+                    await self._open(at, left_s)
                 assert self._answer is not None
-                async for chunk in self._answer.iter_chunks():
+                silence_s = min(STALLS_S[min(resumes, len(STALLS_S) - 1)], left_s)
+                async for chunk in self._answer.iter_chunks(silence_s):
                     piece = self._cut(chunk, at)
                     if piece:
                         at += len(piece)
                         resumes = 0
                         yield piece
+                    moved_at = now()
                     if at >= self._stop:
                         break
                 if at >= self._stop:
@@ -497,7 +561,7 @@ class BlobStream:
             except (OriginUnavailable, OriginTimeout):
                 self.close()
                 resumes += 1
-                if resumes > RESUMES_MAX:
+                if resumes > RESUMES_MAX or now() - moved_at >= self.still_s:
                     raise
 
     def _cut(self, chunk: bytes, at: int) -> bytes:

@@ -63,7 +63,8 @@ class PieceClient:
         connections_per_peer: int = 4,
         outstanding_max: int = 1024,
         connect_timeout_s: float = 2.0,
-        read_timeout_s: float = 10.0,
+        read_timeout_s: float = 7.0,
+        stall_s: float = 3.0,
         idle_s: float = 15.0,
         buffer_bytes: int = _BUFFER_BYTES,
         tls: ssl.SSLContext | None = None,
@@ -79,8 +80,11 @@ class PieceClient:
         outstanding_max : int
             Fetches under way and queued; one more is refused at once with ``TransientError``.
         connect_timeout_s, read_timeout_s : float
-            Deadline of the TCP handshake; of the head of an answer (beyond the `wait_s` that was
-            asked for), and of every single read.
+            Deadline of the TCP handshake; of the head of an answer, beyond the `wait_s` that was
+            asked for and with the server's line for a slot (5 s) in it.
+        stall_s : float
+            How long a body that has begun may be silent. There are other parents to be asked, and
+            what a lost connection carried is not much: a piece.
         buffer_bytes : int
             Per thread.
         tls : SSLContext or None
@@ -95,6 +99,7 @@ class PieceClient:
         self._outstanding_max = outstanding_max
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
+        self._stall_s = stall_s
         self._buffer_bytes = buffer_bytes
         self._local = threading.local()
         self._jobs: set[Job] = set()
@@ -127,7 +132,7 @@ class PieceClient:
         Raises
         ------
         PieceNotHeld, PeerBusy, PeerUnavailable
-            The parent's word, or its silence.
+            The parent's word; its silence is PeerStalled.
         LengthMismatch
             The parent's piece is not `length` bytes long.
         TransientError
@@ -154,7 +159,11 @@ class PieceClient:
                         f"{address} announced {head.length} bytes for a piece of {length}"
                     )
 
-            self._exchange(Exchange(job, address, path, wait_s, self._read_timeout_s, accept, take))
+            self._exchange(
+                Exchange(
+                    job, address, path, wait_s, self._read_timeout_s, self._stall_s, accept, take
+                )
+            )
             self.bytes_received += position
             self.n_fetched += 1
             return hasher.digest()
@@ -177,7 +186,16 @@ class PieceClient:
 
             path = credentials_path(blob)
             self._exchange(
-                Exchange(job, address, path, 0.0, self._read_timeout_s, accept, body.extend)
+                Exchange(
+                    job,
+                    address,
+                    path,
+                    0.0,
+                    self._read_timeout_s,
+                    self._stall_s,
+                    accept,
+                    body.extend,
+                )
             )
             try:
                 value = json.loads(body)["authorization"]

@@ -18,7 +18,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -90,6 +90,41 @@ class _Refusal(asyncio.Protocol):
         transport.abort()
 
 
+class _Server(web.Server):
+    """Knows of connections from the first packet on: a TLS handshake comes before aiohttp's part.
+
+    A handshake that fails tells nobody, so it is counted until its deadline has passed; one that
+    went well counts as what it is from then on.
+    """
+
+    def __init__(self, *given: Any, handshake_s: float, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._handshake_s = handshake_s
+        #: Handshakes that were begun, in order -> when.
+        self._begun: dict[web.RequestHandler, float] = {}
+
+    def begin(self) -> web.RequestHandler:
+        """The protocol of a connection that was just accepted."""
+        protocol = self()
+        if self._handshake_s:
+            self._begun[protocol] = time.monotonic()
+        return protocol
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        self._begun.pop(handler, None)
+        super().connection_made(handler, transport)
+
+    @property
+    def n_open(self) -> int:
+        late = time.monotonic() - self._handshake_s
+        while self._begun:
+            protocol = next(iter(self._begun))
+            if self._begun[protocol] > late:
+                break
+            del self._begun[protocol]
+        return len(self.connections) + len(self._begun)
+
+
 class PieceServer:
     """Serves pieces to authenticated peers, at most `slots` bodies at once.
 
@@ -105,6 +140,7 @@ class PieceServer:
         *,
         stall_s: float = _STALL_S,
         slot_wait_s: float = _SLOT_WAIT_S,
+        handshake_s: float = _HANDSHAKE_S,
         connections_max: int = _CONNECTIONS_MAX,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -115,9 +151,10 @@ class PieceServer:
         self._gate = Gate(_PAUSE_S)
         self._stall_s = stall_s
         self._slot_wait_s = slot_wait_s
+        self._handshake_s = None if tls is None else handshake_s
         self._connections_max = connections_max
         self._body_s = 0.02
-        self._server: web.Server | None = None
+        self._server: _Server | None = None
         self._listener: asyncio.Server | None = None
         self._waits: set[asyncio.Task[bool]] = set()
         self._stopping = False
@@ -142,8 +179,9 @@ class PieceServer:
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port, which the kernel chose when `port` is 0."""
         loop = asyncio.get_running_loop()
-        server = web.Server(
+        server = _Server(
             self._handle,
+            handshake_s=self._handshake_s or 0.0,
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=60.0,
@@ -153,10 +191,10 @@ class PieceServer:
         )
 
         def connection() -> asyncio.BaseProtocol:
-            if len(server.connections) >= self._connections_max:
+            if server.n_open >= self._connections_max:
                 self.n_refused_busy += 1
                 return _Refusal()
-            return server()
+            return server.begin()
 
         # A whole wave of children connects in the same moment: the default of 100 drops SYNs.
         self._listener = await loop.create_server(
@@ -165,7 +203,7 @@ class PieceServer:
             port,
             backlog=1024,
             ssl=self._tls,
-            ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S,
+            ssl_handshake_timeout=self._handshake_s,
         )
         self._server = server
         bound: int = self._listener.sockets[0].getsockname()[1]

@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-from passel.errors import TransientError
+from passel.errors import PeerUnavailable, TransientError
 from passel.ids import BlobId
 
 #: SHA-256 of the whole piece, hex, as the parent believes it. A hint: children compare with the
@@ -30,6 +30,10 @@ _TARGET = re.compile(
     r"(?:&wait=([0-9]{1,3}(?:\.[0-9]{1,3})?))?)"
 )
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([1-9][0-9]{0,4})")
+
+
+class PeerStalled(PeerUnavailable):
+    """The peer took the request and fell silent; whether it is the connection or itself is open."""
 
 
 class PieceNotHeld(TransientError):

@@ -1,0 +1,78 @@
+"""What a child makes of pieces: nothing is served or shared that the shard has not vouched for."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from passel.core import messages as m
+from passel.core.peer import PeerMachine
+from passel.core.pieces import MIN_PIECE
+from passel.ids import BlobRef, Digest, PeerId
+
+REF = BlobRef("lab", "app", Digest("sha256", hashlib.sha256(b"x").hexdigest()))
+PARENT = PeerId("parent")
+GOOD, BAD = bytes(32), b"\1" * 32
+
+
+class Child:
+    """A peer whose client reads all of a blob of two pieces."""
+
+    def __init__(self) -> None:
+        info = m.PeerInfo(PeerId("child"), "n", "z", m.Role.PEER, "127.0.0.1:1", 1, 8, 8)
+        self.machine = PeerMachine(info, m.PeerLimits(), 1)
+        self.machine.start()
+        self.do(m.ReadStarted(1, REF, 0, None, False))
+        self.do(m.ShardSaid(m.Stat(REF, 2 * MIN_PIECE, MIN_PIECE, 0.0)))
+
+    def do(self, event: m.PeerEvent) -> list[m.PeerCommand]:
+        out = self.machine.handle(event, 1.0)
+        self.machine.check_invariants()
+        return out
+
+    def told(self, digest: bytes | None, *, authority: bool) -> int:
+        """The shard names a parent for piece 0; the attempt that follows."""
+        edge = m.Edge(0, PARENT, digest, wait=digest is None, authority=authority)
+        address = (PARENT, "127.0.0.1:2", "z", m.Role.PEER)
+        plan = m.Plan(REF.id, 1, 2 * MIN_PIECE, (edge,), (address,))
+        (fetch,) = [c for c in self.do(m.ShardSaid(plan)) if isinstance(c, m.FetchPiece)]
+        return fetch.attempt
+
+
+def confirmed(out: list[m.PeerCommand]) -> bool:
+    """Readers and other peers may have the piece."""
+    gains = [c for c in out if isinstance(c, m.Tell) and isinstance(c.item, m.Gains)]
+    ready = [c for c in out if isinstance(c, m.ReadReady | m.ReadProgress)]
+    confirms = [c for c in out if isinstance(c, m.Confirm)]
+    assert bool(gains) == bool(ready) == bool(confirms)
+    return bool(confirms)
+
+
+def complaints(out: list[m.PeerCommand]) -> list[m.Trouble]:
+    told = [c.item for c in out if isinstance(c, m.Tell)]
+    return [item.trouble for item in told if isinstance(item, m.Complaint)]
+
+
+@pytest.mark.parametrize("digest", [GOOD, BAD])
+def test_a_piece_is_what_the_shard_says(digest: bytes) -> None:
+    child = Child()
+    out = child.do(m.PieceArrived(child.told(GOOD, authority=False), digest))
+    assert confirmed(out) == (digest == GOOD)
+    assert complaints(out) == ([] if digest == GOOD else [m.Trouble.CORRUPT])
+
+
+@pytest.mark.parametrize("digest", [GOOD, BAD])
+def test_a_piece_whose_digest_nobody_said_yet_waits_for_the_shard(digest: bytes) -> None:
+    child = Child()
+    out = child.do(m.PieceArrived(child.told(None, authority=False), digest))
+    assert not confirmed(out), "its parent's word is not enough"
+    out = child.do(m.ShardSaid(m.Digests(REF.id, ((0, GOOD),))))
+    assert confirmed(out) == (digest == GOOD)
+    assert complaints(out) == ([] if digest == GOOD else [m.Trouble.CORRUPT])
+
+
+def test_who_fetches_from_the_origin_is_believed() -> None:
+    """The shard would only repeat the lease-holder's word."""
+    child = Child()
+    assert confirmed(child.do(m.PieceArrived(child.told(None, authority=True), GOOD)))
