@@ -117,6 +117,10 @@ class Admin:
         states.update(job.state.value for job in self._machine.jobs.values())
         return controller_measures(roles, states)
 
+    def jobs(self) -> list[dict[str, Any]]:
+        """The facts of all jobs, the oldest first."""
+        return [self._facts(job) for job in self._machine.jobs.values()]
+
     # --- verbs ----------------------------------------------------------------------------------
 
     async def _jobs(self, fields: dict[str, Any]) -> dict[str, Any]:
