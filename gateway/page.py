@@ -61,6 +61,10 @@ class Page:
             return False
         exchange.kind = "page"
         _check(exchange)
+        if path == "/ui/":
+            # What the page is made of is named relative to /ui.
+            await exchange.reply(308, (("Location", "/ui"),), b"", "text/plain")
+            return True
         if path == EVENTS:
             await self._stream(exchange)
             return True

@@ -68,7 +68,7 @@ export function drawRates(canvas, model, tones) {
     pen.beginPath(); pen.moveTo(left, Math.round(y(part * highest)) + 0.5); pen.lineTo(right, Math.round(y(part * highest)) + 0.5); pen.stroke();
     pen.fillStyle = tones.dim;
     pen.textAlign = "right";
-    if (part) pen.fillText(`${bytes(part * highest).replace(/\.0+(?=\D)/, "")}/s`, left - 6, y(part * highest));
+    if (part) pen.fillText(`${bytes(part * highest).replace(/\.?0+(?=\u00a0)/, (end) => (end[0] === "." ? "" : end))}/s`, left - 6, y(part * highest));
     else pen.fillText("0", left - 6, y(0));
   }
   pen.fillStyle = tones.faint;

@@ -12,6 +12,12 @@ const LINES_MAX = 220;
 const GAP = 14;
 const TITLE = 24;
 const ORIGIN_BAND = 58;
+/** Of many nodes: room for the arcs between zones, and for what is said about each zone. */
+const ARCS_BAND = 108;
+const ARCS_MAX = 24;
+const DENSE_TITLE = 58;
+/** A phone shows zones below each other: then what flows between them is only said. */
+const ARCS_WIDTH = 110;
 /** Beside the colours, so that nobody needs them. */
 const DASHES = { origin: [5, 7], seed: [14, 6], peer: [] };
 
@@ -41,12 +47,15 @@ export class Graph {
     this.size = [width, height];
     if (!zones.length) return;
     this.originAt = { x: width / 2, y: 22 };
-    const area = { x: 0, y: ORIGIN_BAND, width, height: height - ORIGIN_BAND };
-    const { columns, rows } = split(zones, area, this.isDense);
+    this.title = this.isDense ? DENSE_TITLE : TITLE;
+    this.arcs = this.isDense && zones.length > 1 && width / zones.length >= ARCS_WIDTH;
+    const top = this.arcs ? ARCS_BAND : ORIGIN_BAND;
+    const area = { x: 0, y: top, width, height: height - top };
+    const { columns, rows } = this.arcs ? { columns: zones.length, rows: 1 } : split(zones, area, this.isDense, this.title);
     const panelWidth = (area.width - GAP * (columns - 1)) / columns;
     const panelHeight = (area.height - GAP * (rows - 1)) / rows;
     const most = Math.max(...zones.map((zone) => zone.nodes.length));
-    const inner = { width: panelWidth - 20, height: panelHeight - TITLE - 12 };
+    const inner = { width: panelWidth - 20, height: panelHeight - this.title - 12 };
     const cell = this.isDense ? cellSize(most, inner) : null;
     zones.forEach((zone, i) => {
       const inRow = Math.min(columns, zones.length - Math.floor(i / columns) * columns);
@@ -65,7 +74,7 @@ export class Graph {
     const wide = Math.min(perRow, panel.zone.nodes.length) * cell;
     const left = panel.x + (panel.width - wide) / 2;
     const tall = Math.ceil(panel.zone.nodes.length / perRow) * cell;
-    const top = panel.y + TITLE + Math.max(0, (panel.height - TITLE - 8 - tall) / 2);
+    const top = panel.y + this.title + Math.max(0, (panel.height - this.title - 8 - tall) / 2);
     panel.zone.nodes.forEach((node, i) => {
       const x = left + (i % perRow) * cell + cell / 2;
       const y = top + Math.floor(i / perRow) * cell + cell / 2;
@@ -107,7 +116,7 @@ export class Graph {
     pen.lineJoin = pen.lineCap = "round";
     if (!this.panels.length) return this.#sayEmpty(width);
     for (const panel of this.panels) this.#panel(panel);
-    if (this.isDense) { this.#bands(); this.#lines(LINES_MAX); this.#grid(); this.#labels(); }
+    if (this.isDense) { this.#bands(); this.#grid(); this.#lines(LINES_MAX); }
     else { this.#lines(LINES_MAX); this.#nodes(); }
     this.#origin();
     this.#describe();
@@ -129,12 +138,8 @@ export class Graph {
     pen.lineWidth = 1;
     pen.stroke();
     const away = zone.nodes.filter((node) => node.state === AWAY).length;
-    const busy = zone.nodes.filter((node) => node.state === FETCHING).length;
-    const inside = this.model.zoneFlows.find(([child, parent]) => child === zone.name && parent === zone.name);
-    let text = plural(zone.nodes.length, "node");
-    if (this.isDense && busy) text += `, ${busy} fetching`;
-    if (away) text += `, ${away} away`;
-    if (inside && width > 250) text += ` · ${rate(inside[2])} inside`;
+    const all = zone.nodes.length;
+    const text = away ? `${all - away} of ${plural(all, "node")}` : plural(all, "node");
     pen.textBaseline = "middle";
     pen.textAlign = "left";
     pen.font = `600 ${FONT}`;
@@ -145,6 +150,26 @@ export class Graph {
     pen.font = FONT;
     pen.fillStyle = tones.dim;
     pen.fillText(clip(pen, text, x + width - after - 6), after, y + 14);
+    if (!this.isDense) return;
+    const lines = this.#aboutZone(zone);
+    const room = width - 20;
+    if (rows(lines, pen, room) === 1) pen.fillText(lines.join(" · "), x + 10, y + 32);
+    else lines.forEach((line, i) => pen.fillText(clip(pen, line, room), x + 10, y + 31 + 16 * i));
+  }
+
+  /** How far a zone is, and what reaches it: from its own nodes, and from elsewhere. */
+  #aboutZone(zone) {
+    const busy = zone.nodes.filter((node) => node.state === FETCHING);
+    const whole = busy.reduce((sum, node) => sum + node.whole, 0);
+    const missing = busy.reduce((sum, node) => sum + node.missing, 0);
+    const into = this.model.zoneFlows.filter(([child]) => child === zone.name);
+    const sum = (flows) => flows.reduce((total, flow) => total + flow[2], 0);
+    const inside = sum(into.filter(([child, parent]) => parent === child)), outside = sum(into) - inside;
+    const some = busy.length < zone.nodes.length ? `, ${busy.length} fetching` : " there";
+    return [
+      busy.length ? `${percent((whole - missing) / whole)}${some}` : "nothing to fetch",
+      outside > 0 ? `in ${rate(outside)}` : inside > 0 ? `inside ${rate(inside)}` : "quiet",
+    ];
   }
 
   #origin() {
@@ -176,8 +201,8 @@ export class Graph {
     const { pen, tones, model, focus } = this;
     const strongest = model.edges[0]?.[2] ?? 1;
     const mine = ([child, parent]) => focus !== null && (child === focus || parent === focus);
-    const shown = focus === null ? model.edges.slice(0, limit)
-      : [...model.edges.filter((edge) => !mine(edge)).slice(0, this.isDense ? 0 : limit), ...model.edges.filter(mine)];
+    const others = this.isDense ? [] : model.edges.filter((edge) => !mine(edge)).slice(0, limit);
+    const shown = [...others, ...model.edges.filter(mine)];
     for (const edge of shown) {
       const [child, parent, speed] = edge;
       const to = this.spots.get(child);
@@ -185,10 +210,17 @@ export class Graph {
       if (!to || !from) continue;
       const kind = this.#kind(parent);
       const strength = Math.sqrt(speed / strongest);
-      const wide = this.isDense ? 0.8 + 1.6 * strength : 0.8 + 5 * strength;
+      const wide = this.isDense ? 1.4 + 1.6 * strength : 0.8 + 5 * strength;
+      if (this.isDense) {
+        // Over the cells, of which many have the same colour.
+        pen.globalAlpha = 1;
+        pen.strokeStyle = tones.card;
+        pen.lineWidth = wide + 2.5;
+        const way = curve(from, to);
+        pen.beginPath(); pen.moveTo(way.x0, way.y0); pen.quadraticCurveTo(way.cx, way.cy, way.x1, way.y1); pen.stroke();
+      }
       // The strong ones are what one should see first.
-      const alpha = this.isDense ? 0.16 + 0.2 * strength : 0.3 + 0.6 * strength;
-      pen.globalAlpha = focus === null ? alpha : mine(edge) ? 0.95 : 0.1;
+      pen.globalAlpha = focus === null ? 0.3 + 0.6 * strength : mine(edge) ? 0.95 : 0.1;
       pen.strokeStyle = pen.fillStyle = tones[kind];
       pen.lineWidth = mine(edge) ? Math.max(wide, 1.6) : wide;
       const way = curve(from, to);
@@ -315,54 +347,47 @@ export class Graph {
     }
   }
 
+  /** Where arcs between zones stand: above the panels, as long as these are in one row. */
   #zoneWays() {
-    const at = new Map(this.panels.map((panel) => [panel.zone.name, panel]));
+    if (!this.arcs) return [];
+    const at = new Map(this.panels.map((panel, i) => [panel.zone.name, { ...panel, i }]));
     const flows = this.model.zoneFlows.filter(([child, parent]) => child !== parent && at.has(child) && (parent === null || at.has(parent)));
-    return flows.slice(0, 40).map(([child, parent, speed]) => {
-      const to = middle(at.get(child), 0);
-      const from = parent === null ? { ...this.originAt, y: this.originAt.y + 13, r: 0 } : middle(at.get(parent), 1);
-      return { way: curve({ ...from, r: 0 }, { ...to, r: 2 }), speed, kind: parent === null ? "origin" : "peer" };
+    return flows.slice(0, ARCS_MAX).map(([child, parent, speed]) => {
+      const to = at.get(child);
+      const y1 = to.y - 3;
+      const middle = to.x + to.width / 2;
+      if (parent === null) {
+        const { x, y } = this.originAt;
+        const side = Math.sign(middle - x);
+        return { speed, kind: "origin", way: { x0: x + side * 24, y0: y + 12, cx: middle, cy: y + 14, x1: middle, y1 } };
+      }
+      const from = at.get(parent);
+      const side = Math.sign(to.i - from.i);
+      const far = Math.abs(to.i - from.i);
+      // There and back begin and end at different places, and have different heights.
+      const x0 = from.x + from.width / 2 + side * from.width * (0.16 + 0.05 * far);
+      const x1 = middle - side * to.width * (0.16 + 0.05 * far);
+      const cy = y1 - 30 - (ARCS_BAND - 40) * 1.5 * (far / Math.max(1, this.panels.length - 1)) - (side > 0 ? 12 : 0);
+      return { speed, kind: "peer", way: { x0, y0: y1, cx: (x0 + x1) / 2, cy, x1, y1 } };
     });
   }
 
-  /** What flows between zones, one band each. */
+  /** What flows between zones, one arc each. */
   #bands() {
     const { pen, tones } = this;
-    if (this.focus !== null) return;
     const ways = this.#zoneWays();
     const strongest = Math.max(1, ...ways.map(({ speed }) => speed));
-    for (const { way, speed, kind } of ways) {
-      const wide = 2 + 9 * Math.sqrt(speed / strongest);
-      pen.strokeStyle = pen.fillStyle = kind === "origin" ? tones.origin : tones.dim;
-      pen.globalAlpha = kind === "origin" ? 0.8 : 0.3;
-      pen.lineWidth = kind === "origin" ? Math.min(wide, 4) : wide;
+    for (const { way, speed, kind } of ways.reverse()) {
+      const wide = 1 + 4.5 * Math.sqrt(speed / strongest);
+      pen.strokeStyle = pen.fillStyle = kind === "origin" ? tones.origin : tones.peer;
+      pen.globalAlpha = this.focus !== null ? 0.12 : kind === "origin" ? 0.9 : 0.42;
+      pen.lineWidth = wide;
       pen.setLineDash(kind === "origin" ? DASHES.origin : []);
       pen.beginPath(); pen.moveTo(way.x0, way.y0); pen.quadraticCurveTo(way.cx, way.cy, way.x1, way.y1); pen.stroke();
       pen.setLineDash([]);
-      head(pen, way, Math.max(7, wide * 1.3));
+      head(pen, way, Math.max(6, wide * 1.8));
     }
     pen.globalAlpha = 1;
-  }
-
-  #labels() {
-    const { pen, tones } = this;
-    if (this.focus !== null) return;
-    const taken = [];
-    for (const { way, speed, kind } of this.#zoneWays().slice(0, 10)) {
-      if (kind === "origin") continue; // it stands beside the origin
-      const text = rate(speed);
-      const wide = pen.measureText(text).width + 12;
-      const [x, y] = along(way, 0.5);
-      if (taken.some((other) => Math.abs(other.x - x) < (other.wide + wide) / 2 + 4 && Math.abs(other.y - y) < 20)) continue;
-      taken.push({ x, y, wide });
-      pen.fillStyle = tones.card;
-      pen.strokeStyle = tones.line;
-      pen.lineWidth = 1;
-      pen.beginPath(); pen.roundRect(x - wide / 2, y - 9, wide, 18, 9); pen.fill(); pen.stroke();
-      pen.fillStyle = tones.text;
-      pen.textAlign = "center"; pen.textBaseline = "middle";
-      pen.fillText(text, x, y + 0.5);
-    }
   }
 
   // ---- words
@@ -434,14 +459,14 @@ export class Graph {
 // ---- geometry
 
 /** Columns and rows of zones: panels as little stretched as can be. */
-function split(zones, area, isDense) {
+function split(zones, area, isDense, title) {
   let best = null;
   for (let columns = 1; columns <= zones.length; columns += 1) {
     const rows = Math.ceil(zones.length / columns);
     const width = (area.width - GAP * (columns - 1)) / columns, height = (area.height - GAP * (rows - 1)) / rows;
     if (columns > 1 && width < 96) break;
     const most = Math.max(...zones.map((zone) => zone.nodes.length));
-    const inner = { width: width - 20, height: height - TITLE - 12 };
+    const inner = { width: width - 20, height: height - title - 12 };
     const room = isDense ? cellSize(most, inner) : Math.min(discRoom(most, inner), 30);
     const empty = columns * rows - zones.length;
     const score = room - empty * 0.5;
@@ -459,7 +484,7 @@ function cellSize(n, { width, height }) {
   while (size > 4 && Math.floor(width / size) * Math.floor(height / size) < n) size -= 0.5;
   return size;
 }
-function middle(panel, side) { return { x: panel.x + panel.width / 2 + (side ? 18 : -18), y: panel.y + (side ? panel.height / 2 : 4) }; }
+function rows(lines, pen, room) { return pen.measureText(lines.join(" · ")).width <= room ? 1 : lines.length; }
 
 /** A bent way between the rims of two spots: there and back are two ways. */
 function curve(from, to) {

@@ -56,6 +56,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.tell(f"{domain}.enable")
         await self.tell("Page.navigate", url=url)
+        await self.until("location.protocol == 'http:' && document.readyState == 'complete'")
 
     async def look(self, width: int, height: int, *, dark: bool = False) -> None:
         """A window of this size, and what its user prefers."""

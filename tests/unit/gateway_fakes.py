@@ -23,6 +23,7 @@ from passel.errors import OriginRefused, OriginUnavailable
 from passel.gateway.connection import Server
 from passel.gateway.context import Context
 from passel.gateway.manifestcache import ManifestCache
+from passel.gateway.page import Page
 from passel.gateway.routes import Routes, Services
 from passel.ids import BlobKey, BlobRef, Digest
 from passel.store import Store
@@ -322,6 +323,7 @@ class World:
     context: Context
     session: aiohttp.ClientSession
     folder: Path
+    page: Page
 
     @property
     def origin(self) -> FakeOrigin:
@@ -408,7 +410,14 @@ async def world(folder: Path, config: Config | None = None) -> AsyncIterator[Wor
     session = aiohttp.ClientSession(auto_decompress=False)
     try:
         yield World(
-            f"http://{bases[0]}", f"http://{bases[1]}", door, origins, context, session, folder
+            f"http://{bases[0]}",
+            f"http://{bases[1]}",
+            door,
+            origins,
+            context,
+            session,
+            folder,
+            services.page,
         )
     finally:
         await session.close()
