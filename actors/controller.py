@@ -79,7 +79,7 @@ class Controller:
             self._duties, config, self._shards, self._specs, self._peers, self._rotation
         )
         self._watching = Watching(
-            self._duties, cluster, self._specs, self._peers, self._shards, self._admin.jobs
+            self._duties, cluster, self._specs, self._peers, self._shards, self._admin.newest_jobs
         )
         self._duties.start(self._watch())
         self._duties.start(self._admin.run())

@@ -20,7 +20,7 @@ from passel.actors.handles import PeerHandle, ShardHandle
 from passel.actors.words import PeerSpec
 from passel.errors import PeerUnavailable
 from passel.ids import PeerId
-from passel.telemetry.scene import BLOBS_MAX, Scene, Spot
+from passel.telemetry.scene import BLOBS_MAX, JOBS_MAX, Scene, Spot
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Watching:
         specs: Mapping[PeerId, PeerSpec],
         peers: Mapping[PeerId, PeerHandle],
         shards: list[ShardHandle],
-        jobs: Callable[[], list[dict[str, Any]]],
+        jobs: Callable[[int], list[dict[str, Any]]],
     ) -> None:
         self._duties = duties
         self._cluster = cluster
@@ -82,7 +82,7 @@ class Watching:
             self._ask(scene)
             await asyncio.sleep(wait_s)
             wait_s = EVERY_S
-            scene.jobs(self._jobs())
+            scene.jobs(self._jobs(JOBS_MAX))
             view = scene.view(self._loop.time(), time.time())
             packed = zlib.compress(json.dumps(view, separators=(",", ":")).encode(), 1)
             if self._picture is None or self._picture.done():

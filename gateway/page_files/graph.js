@@ -469,7 +469,7 @@ function split(zones, area, isDense, title) {
     const inner = { width: width - 20, height: height - title - 12 };
     const room = isDense ? cellSize(most, inner) : Math.min(discRoom(most, inner), 30);
     const empty = columns * rows - zones.length;
-    const score = room - empty * 0.5;
+    const score = room - empty * 0.5 - 2 * Math.abs(Math.log(width / height));
     if (!best || score > best.score) best = { columns, rows, score };
   }
   return best;

@@ -166,8 +166,8 @@ export class Jobs {
     this.rows = new Rows($("jobs"), (job) => job.job, freshJob, fillJob);
   }
   draw() {
-    const found = [...this.model.jobs.values()].reverse();
-    found.sort((a, b) => (b.state === "running") - (a.state === "running"));
+    const found = [...this.model.jobs.values()];
+    found.sort((a, b) => (b.state === "running") - (a.state === "running") || compare(b.created, a.created));
     this.rows.show(found);
     const running = found.filter((job) => job.state === "running").length;
     say($("jobs-count"), found.length ? `${count(running)} running of ${count(found.length)}` : "");

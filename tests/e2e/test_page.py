@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import os
+import signal
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from unit.gateway_fakes import World, world
 from watched_rollout import Rollout
 
 from passel.client.admin import ask
+from passel.client.status import peer_status
 
 pytestmark = pytest.mark.e2e
 
@@ -107,8 +109,20 @@ async def test_a_real_cluster_is_seen_as_it_is(
         await page.until(TEXT.format("jobs"), lambda t: "done" in t and "3 of 3 nodes" in t)
         assert "preheats" in (await text(page, "jobs-title")).lower()
         await look_at_all(page, shots, "cluster")
+
+        os.kill(controller_of(lab), signal.SIGKILL)
+        await page.until(TEXT.format("live-text"), lambda t: t == "not live")
+        assert "controller does not answer" in await text(page, "banner-text")
+        # Ray starts it again, and it finds the peers as they are.
+        await page.until(TEXT.format("live-text"), lambda t: t == "live")
+        await page.until(TEXT.format("blobs"), lambda t: "3/3" in t)
         assert page.complaints == []
         assert only_from(page, health)
+
+
+def controller_of(lab: Lab) -> int:
+    status = peer_status(lab.nodes["n1"].folder / "store")
+    return int(status["controller"]["pid"])
 
 
 def wanted(digest: str, size: int) -> dict[str, Any]:

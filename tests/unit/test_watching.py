@@ -41,7 +41,8 @@ class Cluster:
         self.duties = Duties(logging.getLogger("test"))
 
     def watching(self) -> Watching:
-        return Watching(self.duties, "test", self.specs, self.peers, self.shards, list)
+        specs, peers, shards = self.specs, self.peers, self.shards
+        return Watching(self.duties, "test", specs, peers, shards, lambda limit: [])
 
 
 class Handle:

@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from passel.core.overview import BlobView, Overview
@@ -148,13 +149,13 @@ class Scene:
         self._shard_at[shard] = now
 
     def jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
-        """The preheats, in the shape of `passel jobs --json`."""
-        self._jobs = [_job(job) for job in list(jobs)[-JOBS_MAX:]]
+        """The preheats, in the shape of `passel jobs --json`, up to `JOBS_MAX` of them."""
+        self._jobs = [_job(job) for job in islice(jobs, JOBS_MAX)]
 
     # --- what is seen ---------------------------------------------------------------------------
 
     def view(self, now: float, wall_s: float) -> dict[str, Any]:
-        """All of it, as plain values; the rows are explained in `docs/operating.md`.
+        """All of it, as plain values. Rows are lists, in this order.
 
         ``nodes``: number, name, zone, role, then state (0 away, 1 idle, 2 fetching), whole blobs,
         bytes on disk, rate in, rate out; of what it is getting: bytes that were here before, that
