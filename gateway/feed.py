@@ -70,7 +70,7 @@ class Feed:
             self._trouble = ""
         except PasselError as error:
             self._trouble = str(error)
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             self._trouble = str(PeerUnavailable("the controller is of another version"))
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -396,6 +396,9 @@ export class Graph {
     const { model, focus } = this;
     const node = focus === null ? null : model.nodes.get(focus);
     const text = node ? this.#about(node) : this.#aboutAll();
+    // Read aloud when somebody chose a node, not with every second's numbers.
+    this.detail.setAttribute("aria-live", node && focus !== this.described ? "polite" : "off");
+    this.described = focus;
     if (this.detail.textContent !== text) this.detail.textContent = text;
   }
 

@@ -70,7 +70,7 @@ function showState() {
   if (!feed.isOpen && feed.heardAt) [title, text] = ["The gateway does not answer.", "The page tries again by itself."];
   else if (!feed.isOpen) [title, text] = feed.tries ? ["No stream yet.", "The gateway does not answer, or as many browsers as may be are looking already. The page tries again by itself."] : ["", ""];
   else if (feed.trouble) [title, text] = ["No news from the cluster:", `${feed.trouble}. Reads through this gateway go on without it.`];
-  else if (feed.heardAt && silent > STALE_MS) [title, text] = ["No news", `for ${Math.round(silent / 1000)} s.`];
+  else if (feed.heardAt && silent > STALE_MS) [title, text] = ["No news", `for ${Math.floor(silent / 5000) * 5} s.`];
   if (title && model.at) text += ` What you see is from ${clock(model.at)}.`;
   const isStale = title !== "";
   badge.className = `badge ${isStale ? "stale" : model.version ? "" : "waiting"}`;

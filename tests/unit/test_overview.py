@@ -23,8 +23,8 @@ def test_a_blob_on_its_way_and_after() -> None:
     assert blob.fetcher == "p0"
     assert (blob.complete, blob.coming) == (0, 2)
     assert 0 < blob.held_bytes < blob.wanted_bytes == 2 * SIZE
-    # The lease-holder gets pieces and wants none: it has no progress of its own.
-    assert set(seen.peers) == {"p1", "p2"}
+    # The lease-holder wants nothing for itself, and has its progress all the same.
+    assert set(seen.peers) == {"p0", "p1", "p2"}
     for peer, (held, wanted) in seen.peers.items():
         row = machine.swarms[ref.id].rows[PeerId(peer)]
         assert held == row.have.bit_count() * MIB

@@ -6,10 +6,11 @@ the newest complete ones are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from passel.core.pieces import Geometry
 from passel.core.shard import ShardMachine
 from passel.core.swarm import Row, Swarm
 from passel.ids import Digest, PeerId
@@ -83,18 +84,24 @@ def _add_swarm(found: Overview, swarm: Swarm, view: BlobView | None) -> None:
         return
     if view is not None:
         view.size = geometry.size
-    for peer, row in _hungry(swarm):
-        wanted = geometry.all_pieces if row.rest else row.urgent | row.have
+    for peer, row, wanted in _getting(swarm, geometry):
         # The last piece is shorter than the others: never more than the blob has.
         held_bytes = min(row.have.bit_count() * geometry.piece_size, geometry.size)
         wanted_bytes = min(wanted.bit_count() * geometry.piece_size, geometry.size)
         held, total = found.peers.get(peer, (0, 0))
         found.peers[peer] = held + held_bytes, total + wanted_bytes
-        if view is not None:
+        if view is not None and row.wants_anything:
             view.coming += 1
             view.held_bytes += held_bytes
             view.wanted_bytes += wanted_bytes
 
 
-def _hungry(swarm: Swarm) -> Iterable[tuple[PeerId, Row]]:
-    return [(peer, row) for peer, row in swarm.rows.items() if swarm.row_is_hungry(row)]
+def _getting(swarm: Swarm, geometry: Geometry) -> Iterator[tuple[PeerId, Row, int]]:
+    """Who gets something, and the pieces that he will have then."""
+    lease = swarm.lease
+    for peer, row in swarm.rows.items():
+        if swarm.row_is_hungry(row):
+            yield peer, row, geometry.all_pieces if row.rest else row.urgent | row.have
+        elif lease is not None and lease.holder == peer and lease.todo:
+            # A seed wants nothing for itself.
+            yield peer, row, row.have | lease.todo
