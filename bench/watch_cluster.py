@@ -93,7 +93,7 @@ class Stage(Controller):
     # Ray awaits the constructor of an async actor.
     async def __init__(self, n_nodes: int, actors: list[Any]) -> None:  # type: ignore[misc]
         config = parse("")
-        self._node = str(peer_id(0))
+        self._cluster, self._node = "bench", str(peer_id(0))
         self._specs, self._peers = {}, {}
         for i in range(n_nodes):
             place = Place(f"ip-10-0-{i // 256}-{i % 256}", f"us-east-1{'abcde'[i % 5]}", "", "")
