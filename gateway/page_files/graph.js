@@ -91,13 +91,14 @@ export class Graph {
       const room = Math.min(inner.width / columns / 2.4, (inner.height / rows - 22) / 2.1);
       if (!best || room > best.room) best = { columns, rows, room };
     }
-    const r = Math.max(7, Math.min(30, best.room));
+    const r = Math.max(7, Math.min(this.model.nodes.size > 8 ? 30 : 38, best.room));
     nodes.forEach((node, i) => {
       const row = Math.floor(i / best.columns);
       const inRow = Math.min(best.columns, nodes.length - row * best.columns);
       const x = inner.x + (inner.width * (i - row * best.columns + 0.5)) / inRow;
       // Neighbours stand at different heights: lines between them do not run through a third one.
-      const shift = inRow > 2 ? ((i % 2) - 0.5) * Math.min(r * 1.1, inner.height / best.rows / 4) : 0;
+      const room = Math.max(0, inner.height / best.rows - 2 * r - 30);
+      const shift = inRow > 1 ? (((i - row * best.columns) % 2) - 0.5) * Math.min(r * 3, room * 0.8) : 0;
       const y = inner.y + (inner.height * (row + 0.5)) / best.rows - 8 + shift;
       this.spots.set(node.id, { x, y, r });
     });
@@ -265,7 +266,7 @@ export class Graph {
       if (node.state !== AWAY && node.whole > 0) this.#ring(node, x, y, r - ring / 2 - 1.5, ring);
       pen.fillStyle = node.state === AWAY ? tones.dim : tones.text;
       pen.textAlign = "center"; pen.textBaseline = "middle";
-      pen.font = `600 ${Math.max(9, Math.min(13, r * 0.5))}px ${FONT.slice(5)}`;
+      pen.font = `600 ${Math.max(9, Math.min(15, r * 0.46))}px ${FONT.slice(5)}`;
       const word = node.state === AWAY ? "away" : node.state === FETCHING ? percent(node.progress).replace("\u00a0", "") : "✓";
       if (r > 11) pen.fillText(word, x, y + 0.5);
       pen.font = FONT;

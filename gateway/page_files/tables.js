@@ -198,7 +198,7 @@ function fillJob(item, job) {
   const share = job.state === "done" ? 1 : whole ? Math.min(job.held / whole, 1) : 0;
   progress.box.hidden = job.state !== "running";
   setBar(progress, [share], percent(share), `${percent(share)} of ${bytes(whole)}`);
-  say(note, `${count(job.done)} of ${plural(job.nodes, "node")} · ${plural(job.blobs, "blob")}, ${bytes(job.bytes)} each · to ${job.to} · since ${clock(Date.parse(job.created))}`);
+  say(note, `${count(job.done)} of ${plural(job.nodes, "node")} · ${plural(job.blobs, "blob")}, ${bytes(job.bytes)} per node · to ${job.to} · since ${clock(Date.parse(job.created))}`);
   const who = job.in_trouble ? `${plural(job.in_trouble, "node")} in trouble` : "";
   say(trouble, job.trouble || who);
   trouble.hidden = !trouble.textContent;
