@@ -117,6 +117,12 @@ class Admin:
         states.update(job.state.value for job in self._machine.jobs.values())
         return controller_measures(roles, states)
 
+    def newest_jobs(self, limit: int) -> list[dict[str, Any]]:
+        """The facts of so many jobs: those that run, then the newest of the others."""
+        newest = list(reversed(self._machine.jobs.values()))
+        newest.sort(key=lambda job: job.state is not JobState.RUNNING)
+        return [self._facts(job) for job in newest[:limit]]
+
     # --- verbs ----------------------------------------------------------------------------------
 
     async def _jobs(self, fields: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from passel.actors.handles import (
 )
 from passel.actors.metrics import Publisher
 from passel.actors.rotating import Rotation
+from passel.actors.watching import Watching
 from passel.actors.words import PeerSpec, Place, peer_name
 from passel.config.sections import Config
 from passel.core import rendezvous
@@ -76,6 +77,9 @@ class Controller:
             await asyncio.to_thread(launcher.shard, shard, config, self._node)
         self._admin = Admin(
             self._duties, config, self._shards, self._specs, self._peers, self._rotation
+        )
+        self._watching = Watching(
+            self._duties, cluster, self._specs, self._peers, self._shards, self._admin.newest_jobs
         )
         self._duties.start(self._watch())
         self._duties.start(self._admin.run())
@@ -158,6 +162,10 @@ class Controller:
     async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """What an operator asks for; see `Admin.answer`. Idempotent."""
         return await self._admin.answer(verb, fields)
+
+    async def watch(self) -> bytes:
+        """The cluster as it is now, for the page; see `Watching.view`."""
+        return await self._watching.view()
 
     async def _measures(self) -> Iterable[Measure]:
         return self._admin.measures()

@@ -78,6 +78,8 @@ class Host(Protocol):
 
     async def cluster_status(self) -> dict[str, Any]: ...
 
+    async def watch(self) -> bytes: ...
+
     async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]: ...
 
     async def verify(self, digest: Digest) -> bool: ...
@@ -106,6 +108,7 @@ class Door:
         app.router.add_post("/v1/public", _guarded(self._public))
         app.router.add_get("/v1/health", _guarded(self._health))
         app.router.add_get("/v1/status", _guarded(self._status))
+        app.router.add_get("/v1/watch", _guarded(self._watch))
         app.router.add_post("/v1/admin/{verb}", _guarded(self._admin))
         app.router.add_post("/v1/verify", _guarded(self._verify))
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
@@ -164,6 +167,12 @@ class Door:
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(await self._host.cluster_status())
+
+    async def _watch(self, request: web.Request) -> web.Response:
+        """The controller's view for the page; packed there, and not touched here."""
+        headers = {"Content-Encoding": "deflate"}
+        packed = await self._host.watch()
+        return web.Response(body=packed, content_type="application/json", headers=headers)
 
     async def _admin(self, request: web.Request) -> web.Response:
         """What the controller answers to an operator, errors in the registry API's shape."""

@@ -42,6 +42,7 @@ from passel.errors import (
 )
 from passel.store.partial import PartialBlob
 from passel.store.store import Store
+from passel.telemetry.flows import Flows
 from passel.transport.origin import BlobStream, OriginClient
 from passel.transport.piece_client import PieceClient
 from passel.transport.wire import PeerStalled, PieceNotHeld
@@ -83,6 +84,7 @@ class Fetching:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.bytes_from = {"peer": 0, "seed": 0, "origin": 0}
         self.cross_zone_bytes = 0
+        self.flows = Flows()
         self.n_origin_requests = 0
         self.n_origin_errors = 0
 
@@ -148,6 +150,7 @@ class Fetching:
         )
         self._recording.piece(note, command, "ok")
         self.bytes_from[command.source] += length
+        self.flows.add(command.parent, length, time.monotonic())
         if command.cross_zone:
             self.cross_zone_bytes += length
         self._step(PieceArrived(command.attempt, digest))

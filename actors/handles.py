@@ -18,9 +18,11 @@ from passel.actors.words import NAMESPACE, Reply, controller_name, peer_name, sh
 from passel.core.inventory import BlobEntry
 from passel.core.jobs import Held
 from passel.core.messages import ReportItem, ShardMessage
+from passel.core.overview import Overview
 from passel.core.rotation import Ring
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
+from passel.telemetry.scene import Glance
 
 _T = TypeVar("_T")
 
@@ -73,8 +75,11 @@ class _Handle:
         """The answer. Raises PeerUnavailable after `timeout_s`, or when `unless` is done."""
         actor = await self.actor()
         try:
-            ref = getattr(actor, method).remote(*args)
-            return await _answer(self.name, ref, timeout_s, unless)
+            call = getattr(actor, method)
+        except AttributeError as error:
+            raise PeerUnavailable(f"{self.name} is of a version without {method}") from error
+        try:
+            return await _answer(self.name, call.remote(*args), timeout_s, unless)
         except PeerUnavailable:
             self._actor = None
             raise
@@ -112,6 +117,11 @@ class ShardHandle(_Handle):
         answer: tuple[list[BlobEntry], int] = await self.ask("blobs", limit, timeout_s=timeout_s)
         return answer
 
+    async def overview(self, limit: int, timeout_s: float) -> Overview:
+        """What moves now, and up to so many blobs."""
+        answer: Overview = await self.ask("overview", limit, timeout_s=timeout_s)
+        return answer
+
     async def status(self, timeout_s: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)
         return answer
@@ -142,6 +152,11 @@ class PeerHandle(_Handle):
         answer: bool = await self.ask("remove", digest, timeout_s=timeout_s)
         return answer
 
+    async def glance(self, timeout_s: float) -> Glance:
+        """What moves through the peer, in a few numbers."""
+        answer: Glance = await self.ask("glance", timeout_s=timeout_s)
+        return answer
+
     async def status(self, timeout_s: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self.ask("status", timeout_s=timeout_s)
         return answer
@@ -165,6 +180,11 @@ class ControllerHandle(_Handle):
     async def peers(self, timeout_s: float) -> tuple[PeerId, ...]:
         """The peers of all live nodes."""
         answer: tuple[PeerId, ...] = await self.ask("peers", timeout_s=timeout_s)
+        return answer
+
+    async def watch(self, timeout_s: float) -> bytes:
+        """The cluster as it is now: the JSON of `Scene.view`, packed with zlib."""
+        answer: bytes = await self.ask("watch", timeout_s=timeout_s)
         return answer
 
     async def status(self, timeout_s: float) -> dict[str, Any]:

@@ -74,6 +74,7 @@ from passel.store.partial import PartialBlob
 from passel.store.store import Store
 from passel.telemetry import logs
 from passel.telemetry.recording import Recording
+from passel.telemetry.scene import Glance
 from passel.telemetry.series import Measure, gateway_measures, local_bytes, peer_measures
 from passel.transport.auth import ClusterAuth
 from passel.transport.origin import OriginClient
@@ -315,6 +316,19 @@ class Peer:
             "local_bytes": self._local_bytes,
         }
 
+    async def glance(self) -> Glance:
+        """For the page: cheap, and asked of every peer as long as somebody watches."""
+        fetching = self._fetching
+        came = fetching.bytes_from
+        return Glance(
+            (self._local_bytes, came["peer"], came["seed"], came["origin"]),
+            self._server.bytes_sent,
+            fetching.cross_zone_bytes,
+            self._store.used_bytes(),
+            len(self._machine.complete),
+            fetching.flows.recent(time.monotonic()),
+        )
+
     async def _measures(self) -> Iterable[Measure]:
         announced = read_announcement(self._store.path) or {}
         text = await self._gateway_metrics.read(announced.get("health"))
@@ -361,6 +375,9 @@ class Peer:
 
     async def cluster_status(self) -> dict[str, Any]:
         return await self._controller.status(STATUS_TIMEOUT_S)
+
+    async def watch(self) -> bytes:
+        return await self._controller.watch(STATUS_TIMEOUT_S)
 
     async def verify(self, digest: Digest) -> bool:
         """Whether a complete blob is right; if not, it is in quarantine now."""

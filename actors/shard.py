@@ -28,6 +28,7 @@ from passel.core.messages import (
     ShardEvent,
     ShardMessage,
 )
+from passel.core.overview import Overview, overview
 from passel.core.shard import ShardMachine
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
@@ -130,6 +131,10 @@ class Shard:
     async def blobs(self, limit: int) -> tuple[list[BlobEntry], int]:
         """For `passel ls`."""
         return inventory(self._machine, limit)
+
+    async def overview(self, limit: int) -> Overview:
+        """For the page."""
+        return overview(self._machine, limit)
 
     async def _measures(self) -> Iterable[Measure]:
         return shard_measures(await self.status())

@@ -110,7 +110,7 @@ class Gateway:
         bound: dict[str, str] = {}
         for (kind, address, upstream), sock in zip(wanted, sockets, strict=True):
             bound[f"{kind} {address}"] = _address_of(sock)
-            await self._listen(sock, upstream)
+            await self._listen(sock, upstream, shows_page=kind == "health" and settings.ui)
         self.context.addresses = list(bound.values())
         loop = asyncio.get_running_loop()
         self._sweeper = loop.create_task(self._sweep())
@@ -143,10 +143,10 @@ class Gateway:
             self._lock.close()
             self._lock = None
 
-    async def _listen(self, sock: socket.socket, upstream: str | None) -> None:
+    async def _listen(self, sock: socket.socket, upstream: str | None, *, shows_page: bool) -> None:
         limits = self._config.gateway.limits
         server = Server(
-            Routes(self._services, upstream),
+            Routes(self._services, upstream, shows_page=shows_page),
             header_bytes=int(limits.header_bytes),
             is_full=lambda: self.context.n_connections() > limits.connections,
             requests_max=limits.requests_per_connection,
@@ -208,6 +208,7 @@ class Gateway:
         self.note["pid"] = None
         self._publish_note()
         self._release_lock()
+        await self._services.page.close()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + GRACE_S
         while sum(server.retire() for server in self.context.servers):

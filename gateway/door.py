@@ -271,6 +271,27 @@ class Door:
         except (*_LOST, PeerUnavailable):
             log.debug("public_not_told upstream=%s", ref.upstream)
 
+    async def watch(self, timeout_s: float) -> dict[str, Any]:
+        """The cluster as the controller sees it, in the shape of `passel.telemetry.scene`.
+
+        Raises PeerUnavailable with a sentence for people.
+        """
+        try:
+            return await asyncio.wait_for(self._view(), timeout_s)
+        except (*_LOST, ValueError) as error:
+            raise PeerUnavailable("the peer of this node does not answer") from error
+
+    async def _view(self) -> dict[str, Any]:
+        async with self._client().get("http://peer/v1/watch") as response:
+            if response.status == 503:
+                raise PeerUnavailable("the controller does not answer")
+            if response.status != 200:
+                raise PeerUnavailable("the peer of this node is of another version")
+            view = await response.json(content_type=None)
+        if not isinstance(view, dict):
+            raise PeerUnavailable("the peer's word makes no sense")
+        return view
+
     async def _get_json(self, path: str, query: dict[str, str] | None = None) -> dict[str, Any]:
         async with self._client().get(f"http://peer{path}", params=query) as response:
             if response.status != 200:

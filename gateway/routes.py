@@ -16,6 +16,7 @@ from passel.gateway.exchange import Exchange, Target, parse_target
 from passel.gateway.grants import CHECK_S
 from passel.gateway.listings import Listings
 from passel.gateway.manifests import Manifests
+from passel.gateway.page import Page
 from passel.gateway.replies import Failure, Refusal, failure_of
 from passel.ids import BlobRef
 from passel.oci.media import CANONICAL_ACCEPT
@@ -56,13 +57,20 @@ class Services:
         self.blobs = Blobs(context)
         self.manifests = Manifests(context, cache)
         self.listings = Listings(context)
+        self.page = Page(context)
 
 
 class Routes:
-    """The handler of one listener; `dedicated` is the upstream that it is bound to, if any."""
+    """The handler of one listener; `dedicated` is the upstream that it is bound to, if any.
 
-    def __init__(self, services: Services, dedicated: str | None) -> None:
+    `shows_page`: `/ui` is the page, and no path of a registry.
+    """
+
+    def __init__(
+        self, services: Services, dedicated: str | None, *, shows_page: bool = False
+    ) -> None:
         self._services = services
+        self._shows_page = shows_page
         self._context = services.context
         self._dedicated = dedicated
 
@@ -107,8 +115,13 @@ class Routes:
         return own in (" ".join(hop.split()) for hop in hops)
 
     async def _service(self, exchange: Exchange) -> bool:
-        """Health and metrics, on every listener. No origin, no peer, no disk is touched."""
+        """Health and metrics, on every listener. No origin, no peer, no disk is touched.
+
+        And the page, on those for health.
+        """
         path = exchange.target.path
+        if self._shows_page and await self._services.page.serve(exchange):
+            return True
         if path not in ("/server/ping", "/healthy", "/metrics"):
             return False
         if path == "/metrics":

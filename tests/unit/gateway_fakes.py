@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import random
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from passel.errors import DigestMismatch, OriginRefused, OriginTimeout, OriginUn
 from passel.gateway.connection import Server
 from passel.gateway.context import Context
 from passel.gateway.manifestcache import ManifestCache
+from passel.gateway.page import Page
 from passel.gateway.routes import Routes, Services
 from passel.ids import BlobKey, BlobRef, Digest
 from passel.store import Store
@@ -200,6 +202,8 @@ class FakeDoor:
         self.promotes = True
         self.better: dict[str, bytes] = {}
         self.open_reads = 0
+        #: What the controller says to who watches; None: it does not answer.
+        self.view: dict[str, Any] | None = None
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -208,6 +212,7 @@ class FakeDoor:
         app.router.add_get("/v1/stat", self._stat)
         app.router.add_post("/v1/public", self._public)
         app.router.add_get("/v1/health", self._health)
+        app.router.add_get("/v1/watch", self._watch)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.path / "peer.sock")).start()
@@ -223,6 +228,13 @@ class FakeDoor:
         if self.plan == "silent":
             await asyncio.sleep(60)
         return web.json_response({"pid": 1})
+
+    async def _watch(self, request: web.Request) -> web.Response:
+        if self.view is None:
+            return web.json_response({"message": "away"}, status=503)
+        packed = zlib.compress(json.dumps(self.view).encode())
+        headers = {"Content-Encoding": "deflate"}
+        return web.Response(body=packed, content_type="application/json", headers=headers)
 
     async def _stat(self, request: web.Request) -> web.Response:
         digest = request.query["digest"]
@@ -337,6 +349,7 @@ class World:
     context: Context
     session: aiohttp.ClientSession
     folder: Path
+    page: Page
 
     @property
     def origin(self) -> FakeOrigin:
@@ -413,7 +426,8 @@ async def world(folder: Path, config: Config | None = None) -> AsyncIterator[Wor
     services = Services(context, ManifestCache(folder / "manifests"))
     listeners = []
     for upstream in (None, "other"):
-        server = Server(Routes(services, upstream), header_bytes=65536, is_full=lambda: False)
+        routes = Routes(services, upstream, shows_page=config.gateway.ui and upstream is None)
+        server = Server(routes, header_bytes=65536, is_full=lambda: False)
         context.servers.append(server)
         loop = asyncio.get_running_loop()
         listeners.append(await loop.create_server(server, "127.0.0.1", 0))
@@ -422,10 +436,18 @@ async def world(folder: Path, config: Config | None = None) -> AsyncIterator[Wor
     session = aiohttp.ClientSession(auto_decompress=False)
     try:
         yield World(
-            f"http://{bases[0]}", f"http://{bases[1]}", door, origins, context, session, folder
+            f"http://{bases[0]}",
+            f"http://{bases[1]}",
+            door,
+            origins,
+            context,
+            session,
+            folder,
+            services.page,
         )
     finally:
         await session.close()
+        await services.page.close()
         for each in listeners:
             each.close()
         for server in context.servers:

@@ -174,6 +174,9 @@ class GatewayConfig(Section):
     """Listeners bound to one upstream each, for clients that cannot say which one they mean."""
     health: tuple[Address, ...] = ("127.0.0.1:40901", "127.0.0.1:4003")
     """Where GET /server/ping, /healthy and /metrics are answered."""
+    ui: Switch = True
+    """Whether the health listeners show the cluster at /ui, to browsers on the same node only: it
+    tells names of nodes, blobs and preheats, no more than Ray's dashboard tells the same ones."""
     limits: LimitsConfig = LimitsConfig()
     """Bounds."""
 

@@ -754,6 +754,14 @@ class ShardMachine:
             if not names:
                 del self._by_digest[swarm.key.digest]
 
+    def wanted_swarms(self) -> list[Swarm]:
+        """The blobs that somebody wants, or goes to the origin for."""
+        return [self.swarms[blob] for blob in self._active]
+
+    def swarms_of(self, digest: Digest) -> list[Swarm]:
+        """The same bytes, under each upstream that they are known of."""
+        return [self.swarms[blob] for blob in self._by_digest.get(digest, ())]
+
     def stat(self, ref: BlobRef, now: float) -> tuple[int | None, float]:
         """(size, seconds for which it counts as public in this repository) of a blob."""
         swarm = self.swarms.get(ref.key.id)
