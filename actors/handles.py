@@ -18,6 +18,7 @@ from passel.actors.words import NAMESPACE, Reply, controller_name, peer_name, sh
 from passel.core.inventory import BlobEntry
 from passel.core.jobs import Held
 from passel.core.messages import ReportItem, ShardMessage
+from passel.core.pins import Pinned
 from passel.core.rotation import Ring
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
@@ -136,6 +137,10 @@ class PeerHandle(_Handle):
     async def take_ring(self, ring: Ring, timeout_s: float) -> None:
         """The peer signs and verifies with these secrets from now on."""
         await self.ask("take_ring", ring, timeout_s=timeout_s)
+
+    async def take_pins(self, pinned: Pinned, timeout_s: float) -> None:
+        """The peer keeps these blobs from now on."""
+        await self.ask("take_pins", pinned, timeout_s=timeout_s)
 
     async def remove(self, digest: str, timeout_s: float) -> bool:
         """The peer has no complete blob of this digest any more; whether it had one."""

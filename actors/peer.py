@@ -22,6 +22,7 @@ from passel.actors.handles import ControllerHandle, own_address
 from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.actors.links import ShardLink
 from passel.actors.metrics import GatewayMetrics, Publisher
+from passel.actors.pinning import read_pins
 from passel.actors.preheating import Preheating
 from passel.actors.recording import PeerRecording
 from passel.actors.rotating import read_ring
@@ -67,6 +68,7 @@ from passel.core.messages import (
     Tell,
 )
 from passel.core.peer import PeerMachine
+from passel.core.pins import Pinned
 from passel.core.rotation import Ring
 from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreLocked
 from passel.ids import BlobId, BlobRef, Digest
@@ -87,7 +89,8 @@ LOCK_PATIENCE_S = 10.0
 START_AGAIN_S = 1.0
 STAT_TIMEOUT_S = 1.0
 STATUS_TIMEOUT_S = 5.0
-ADMIN_TIMEOUT_S = 10.0
+#: The controller may have to ask a registry what an image is made of.
+ADMIN_TIMEOUT_S = 25.0
 
 
 class Peer:
@@ -113,6 +116,7 @@ class Peer:
             await asyncio.sleep(START_AGAIN_S)
             os._exit(BUG)
         self._serving = Serving(self._store)
+        self._pinned = await self._read_pins()
         self._ring = await self._read_ring()
         self._auth = ClusterAuth(*self._ring.secrets)
         config = self._config
@@ -196,6 +200,11 @@ class Peer:
                 os._exit(BUG)
             await asyncio.sleep(0.1)
 
+    async def _read_pins(self) -> Pinned:
+        """What was pinned before this life began. The controller tells what comes later."""
+        pins = await asyncio.to_thread(read_pins)
+        return Pinned(0, frozenset(digest for pin in pins for digest in pin.digests))
+
     async def _listen(self) -> PeerInfo:
         host, port = host_port(self._config.peer.listen)
         bound = await self._server.start(host, port)
@@ -278,6 +287,11 @@ class Peer:
         if ring.generation > self._ring.generation:  # calls may overtake each other
             self._ring = ring
             self._auth.replace(*ring.secrets)
+
+    async def take_pins(self, pinned: Pinned) -> None:
+        """Keep these blobs from now on. Idempotent."""
+        if pinned.generation > self._pinned.generation:
+            self._pinned = pinned
 
     async def status(self) -> dict[str, Any]:
         """Facts for `passel status`."""
@@ -430,7 +444,9 @@ class Peer:
     def _open_partial(self, command: OpenPartial) -> None:
         self._serving.know(command.key)
         try:
-            self._store.create(command.key, command.size, command.piece_size)
+            self._store.create(
+                command.key, command.size, command.piece_size, self._pinned.digests.__contains__
+            )
             self._note_evictions()
         except NoSpace as error:
             log.warning("store_full blob=%s why=%s; reads pass through", command.key.digest, error)

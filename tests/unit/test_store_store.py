@@ -522,6 +522,28 @@ def test_the_order_of_use_survives_a_restart(root: Path) -> None:
         assert store.evict(CAPACITY, keep_none) == [keys[n].digest for n in (1, 2, 0)]
 
 
+def test_what_is_pinned_goes_last_and_only_when_the_disk_itself_is_full(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    free = 10**9
+    monkeypatch.setattr(fileio, "free_bytes", lambda folder: free)
+    with Store.open(root, CAPACITY) as store:
+        pinned = {put(store, content(f"p{i}", 30_000)).digest for i in range(2)}
+        loose = put(store, content("l", 30_000)).digest
+        # The capacity is used up by what is pinned: the new one does not fit, nothing is lost.
+        with pytest.raises(NoSpace):
+            store.create(key_of(b"n"), 60_000, PIECE, pinned.__contains__)
+        assert set(store.completes()) == {*pinned, loose}
+        # Somebody else fills the disk: first what is not pinned, although it was used last.
+        free = 5_000
+        monkeypatch.setattr(store, "reserve_bytes", 1_000)
+        assert store.evict(25_000, pinned.__contains__) == [loose]
+        gone = store.evict(25_000, pinned.__contains__)
+        assert len(gone) == 1
+        assert set(gone) < pinned
+        assert "evicted_although_pinned" in caplog.text
+
+
 def test_create_evicts_as_much_as_needed_and_nothing_in_vain(store: Store) -> None:
     keys = [key_of(put(store, content(f"{n}", 30_000)).path.read_bytes()) for n in range(3)]
     with pytest.raises(NoSpace):

@@ -189,7 +189,8 @@ class Store:
     ) -> PartialBlob:
         """The partial blob of that key; the existing one if there is one, whatever its piece size.
 
-        Room is made by evicting what `keep` does not want to keep; nothing is evicted in vain.
+        Room is made by evicting what `keep` does not want to keep; nothing is evicted in vain. Only
+        when the disk itself is full, by whoever, goes what should be kept too, and that is logged.
 
         Raises
         ------
@@ -436,8 +437,14 @@ class Store:
             self._check_open()
             victims, _ = self._choose_victims(needed_bytes, 0, keep)
             for digest in victims:
-                self.remove(digest)
+                self._evict_one(digest, keep)
             return victims
+
+    def _evict_one(self, digest: Digest, keep: Callable[[Digest], bool]) -> None:
+        if keep(digest):
+            free = fileio.free_bytes(self.path)
+            log.error("disk_full evicted_although_pinned=%s free_bytes=%d", digest, free)
+        self.remove(digest)
 
     def remove(self, digest: Digest) -> bool:
         """There is no such complete blob any more; whether there was one."""
@@ -454,7 +461,7 @@ class Store:
         victims, is_enough = self._choose_victims(needed_bytes, n_excess, keep)
         if is_enough:
             for digest in victims:
-                self.remove(digest)
+                self._evict_one(digest, keep)
             # A reader that still has an evicted file open keeps its bytes on the disk.
             is_enough = self._shortfall(needed_bytes) <= 0
         if not is_enough:
@@ -467,21 +474,29 @@ class Store:
         self, needed_bytes: int, n_excess: int, keep: Callable[[Digest], bool]
     ) -> tuple[list[Digest], bool]:
         missing = self._shortfall(needed_bytes)
+        own_missing = self._own_shortfall(needed_bytes)
         victims: list[Digest] = []
         if missing <= 0 and n_excess <= 0:
             return victims, True
-        for digest in self._table.oldest_first(self._paths.blob):
-            if keep(digest):
-                continue
+        # False before True: what is to be kept comes last.
+        for digest in sorted(self._table.oldest_first(self._paths.blob), key=keep):
+            is_disk_full = missing > 0 >= own_missing and len(victims) >= n_excess
+            if keep(digest) and not is_disk_full:
+                break
             victims.append(digest)
             missing -= self._table.size(digest)
+            own_missing -= self._table.size(digest)
             if missing <= 0 and len(victims) >= n_excess:
                 return victims, True
         return victims, False
 
+    def _own_shortfall(self, needed_bytes: int) -> int:
+        """The same as far as the capacity goes, not the disk."""
+        return self.used_bytes() + needed_bytes - self.capacity_bytes
+
     def _shortfall(self, needed_bytes: int) -> int:
         """Bytes to be freed before `needed_bytes` more fit; not above 0 if they do."""
-        own = self.used_bytes() + needed_bytes - self.capacity_bytes
+        own = self._own_shortfall(needed_bytes)
         promised = sum(blob.missing_bytes for blob in self._partials.values())
         with fileio.translated("asking for the free space"):
             free = fileio.free_bytes(self.path)
