@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from passel.config import host_port
 from passel.errors import PasselError
+from passel.gateway.api import Api
 from passel.gateway.connection import Server
 from passel.gateway.context import Context
 from passel.gateway.manifestcache import ManifestCache
@@ -110,7 +111,7 @@ class Gateway:
         bound: dict[str, str] = {}
         for (kind, address, upstream), sock in zip(wanted, sockets, strict=True):
             bound[f"{kind} {address}"] = _address_of(sock)
-            await self._listen(sock, upstream)
+            await self._listen(sock, upstream, kind)
         self.context.addresses = list(bound.values())
         loop = asyncio.get_running_loop()
         self._sweeper = loop.create_task(self._sweep())
@@ -143,10 +144,11 @@ class Gateway:
             self._lock.close()
             self._lock = None
 
-    async def _listen(self, sock: socket.socket, upstream: str | None) -> None:
+    async def _listen(self, sock: socket.socket, upstream: str | None, kind: str) -> None:
         limits = self._config.gateway.limits
+        has_api = kind == "health" and self._config.gateway.api.enabled
         server = Server(
-            Routes(self._services, upstream),
+            Routes(self._services, upstream, Api(self.context) if has_api else None),
             header_bytes=int(limits.header_bytes),
             is_full=lambda: self.context.n_connections() > limits.connections,
             requests_max=limits.requests_per_connection,

@@ -36,6 +36,9 @@ CONNECT_S = 0.5
 PROBE_S = 0.3
 #: How often a socket that went away, or a peer that is mute, is looked for.
 RETRY_S = 0.05
+#: The peer waits 25 s for the controller, which may wait 20 s for a registry.
+ADMIN_S = 30.0
+STATUS_S = 10.0
 REVIVE_S = 0.5
 _LOST = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
@@ -280,6 +283,31 @@ class Door:
             raise PeerUnavailable("the peer's word makes no sense")
         self._gone_since = None
         return answer
+
+    async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """What the cluster's controller answers: an HTTP status, and facts or errors.
+
+        Raises PeerUnavailable.
+        """
+        try:
+            async with self._client().post(
+                f"http://peer/v1/admin/{verb}",
+                json=fields,
+                timeout=aiohttp.ClientTimeout(total=ADMIN_S, sock_connect=CONNECT_S),
+            ) as response:
+                answer = await response.json(content_type=None)
+        except (*_LOST, ValueError) as error:
+            raise PeerUnavailable("this node's peer does not answer") from error
+        if not isinstance(answer, dict) or (response.status >= 400 and "errors" not in answer):
+            raise PeerUnavailable("the cluster's controller does not answer")
+        return response.status, answer
+
+    async def cluster_status(self) -> dict[str, Any]:
+        """The whole cluster as its controller sees it. Raises PeerUnavailable."""
+        try:
+            return await asyncio.wait_for(self._get_json("/v1/status"), STATUS_S)
+        except (*_LOST, ValueError) as error:
+            raise PeerUnavailable("this node's peer does not answer") from error
 
     async def is_alive(self) -> bool:
         """Whether the peer answers now."""

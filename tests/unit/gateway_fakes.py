@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from passel.config import Config
 from passel.errors import OriginRefused, OriginUnavailable
+from passel.gateway.api import Api
 from passel.gateway.connection import Server
 from passel.gateway.context import Context
 from passel.gateway.manifestcache import ManifestCache
@@ -184,6 +185,9 @@ class FakeDoor:
         self.dies_after: int | None = None
         self.piece_s = 0.0
         self.open_reads = 0
+        #: What the controller says to each verb, and what it was asked.
+        self.admin: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.admin_asked: list[tuple[str, dict[str, Any]]] = []
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -192,6 +196,8 @@ class FakeDoor:
         app.router.add_get("/v1/stat", self._stat)
         app.router.add_post("/v1/public", self._public)
         app.router.add_get("/v1/health", self._health)
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_post("/v1/admin/{verb}", self._admin)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.path / "peer.sock")).start()
@@ -207,6 +213,16 @@ class FakeDoor:
         if self.plan == "silent":
             await asyncio.sleep(60)
         return web.json_response({"pid": 1})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        facts = {"nodes": [], "shards": [], "controller": {"node": "n1", "pid": 1}, "blobs": 0}
+        return web.json_response(facts)
+
+    async def _admin(self, request: web.Request) -> web.Response:
+        verb = request.match_info["verb"]
+        self.admin_asked.append((verb, await request.json()))
+        status, facts = self.admin.get(verb, (503, {"message": "the controller is away"}))
+        return web.json_response(facts, status=status)
 
     async def _stat(self, request: web.Request) -> web.Response:
         digest = request.query["digest"]
@@ -311,6 +327,8 @@ class World:
     context: Context
     session: aiohttp.ClientSession
     folder: Path
+    #: A listener with the API.
+    health: str = ""
 
     @property
     def origin(self) -> FakeOrigin:
@@ -386,8 +404,8 @@ async def world(folder: Path, config: Config | None = None) -> AsyncIterator[Wor
     )
     services = Services(context, ManifestCache(folder / "manifests"))
     listeners = []
-    for upstream in (None, "other"):
-        server = Server(Routes(services, upstream), header_bytes=65536, is_full=lambda: False)
+    for upstream, api in ((None, None), ("other", None), (None, Api(context))):
+        server = Server(Routes(services, upstream, api), header_bytes=65536, is_full=lambda: False)
         context.servers.append(server)
         loop = asyncio.get_running_loop()
         listeners.append(await loop.create_server(server, "127.0.0.1", 0))
@@ -396,7 +414,14 @@ async def world(folder: Path, config: Config | None = None) -> AsyncIterator[Wor
     session = aiohttp.ClientSession(auto_decompress=False)
     try:
         yield World(
-            f"http://{bases[0]}", f"http://{bases[1]}", door, origins, context, session, folder
+            f"http://{bases[0]}",
+            f"http://{bases[1]}",
+            door,
+            origins,
+            context,
+            session,
+            folder,
+            f"http://{bases[2]}",
         )
     finally:
         await session.close()

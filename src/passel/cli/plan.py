@@ -72,6 +72,15 @@ def cluster_config(config: Config, seeds: int | None) -> Config:
     return config.model_copy(update=changes)
 
 
+def with_token(config: Config, token_file: Path) -> Config:
+    """The HTTP API takes the token in this file, unless the configuration names another one."""
+    if config.gateway.api.token_file is not None:
+        return config
+    api = config.gateway.api.model_copy(update={"token_file": token_file})
+    gateway = config.gateway.model_copy(update={"api": api})
+    return config.model_copy(update={"gateway": gateway})
+
+
 def node_config(config: Config, number: int, store: Path) -> Config:
     """Node 1 has the configured ports, the others get free ones; each has its own store."""
     changes: dict[str, object] = {"store": _with_path(config.store, store)}

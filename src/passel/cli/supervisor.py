@@ -12,10 +12,12 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Any
@@ -117,12 +119,21 @@ class Supervisor:
 
     def _write_configs(self) -> None:
         _write(self.state.config, dump(self.config))
+        self._make_token()
         for node in self.nodes:
             folder = node.folder
             folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             config = plan.node_config(self.config, node.plan.number, folder.store)
+            config = plan.with_token(config, self.state.api_token)
             _write(folder.config, dump(config))
             _write(folder.facts, json.dumps({"node": folder.name, "zone": node.plan.zone}))
+
+    def _make_token(self) -> None:
+        """Once in the life of the folder: whoever calls the API has the token written down."""
+        with suppress(FileExistsError):
+            file = os.open(self.state.api_token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(file, "w") as token:
+                token.write(secrets.token_urlsafe(32) + "\n")
 
     def _try_stores(self) -> None:
         """Say at once what a peer could say only in its log, after having been started in vain."""

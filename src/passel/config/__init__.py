@@ -2,6 +2,7 @@
 
 from passel.config.load import build, dump, load, load_as, missing_files, parse, parse_as
 from passel.config.sections import (
+    ApiConfig,
     Config,
     GatewayConfig,
     LimitsConfig,
@@ -22,6 +23,7 @@ from passel.config.units import (
 )
 
 __all__ = [
+    "ApiConfig",
     "Config",
     "GatewayConfig",
     "LimitsConfig",

@@ -164,6 +164,17 @@ class LimitsConfig(Section):
     after 5 s."""
 
 
+class ApiConfig(Section):
+    """The HTTP API, /api/v1 on the listeners of `gateway.health`."""
+
+    enabled: Switch = True
+    """Whether it is there at all."""
+    token_file: FilePath | None = None
+    """The first line of this file is the token that callers must show for whatever changes
+    something, and for webhooks; it is read at every such request. Left out, nothing can be changed.
+    `passel up` makes one."""
+
+
 class GatewayConfig(Section):
     """The registry mirror and proxy on every node."""
 
@@ -176,6 +187,8 @@ class GatewayConfig(Section):
     """Where GET /server/ping, /healthy and /metrics are answered."""
     limits: LimitsConfig = LimitsConfig()
     """Bounds."""
+    api: ApiConfig = ApiConfig()
+    """Jobs, blobs and pins over HTTP; webhooks of registries."""
 
     def mistakes(self) -> Iterator[Mistake]:
         seen: list[tuple[str, int, str]] = []
