@@ -25,6 +25,7 @@ from passel.actors.handles import (
 from passel.actors.pinning import Pinning, facts, stamp
 from passel.actors.resolving import resolve
 from passel.actors.rotating import Rotation
+from passel.actors.scheduling import Scheduling
 from passel.actors.words import PeerSpec
 from passel.config.sections import Config
 from passel.core.inventory import BlobEntry
@@ -83,6 +84,7 @@ class Admin:
         self._rotation = rotation
         self._machine = JobMachine()
         self._pinning = Pinning(peers)
+        self._scheduling = Scheduling(self._submit)
         self._loop = asyncio.get_running_loop()
         self._is_restored = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -96,8 +98,10 @@ class Admin:
             except (ValueError, KeyError, TypeError, InputError) as error:
                 log.error("job_unreadable why=%s", error)
         await self._pinning.restore()
+        await self._scheduling.restore()
         self._is_restored.set()
         self._duties.start(self._pinning.run(self._duties))
+        self._duties.start(self._scheduling.run(self._duties))
         while True:
             self._step(MembersSeen(tuple(_member(spec) for spec in self._specs.values())))
             self._perform(self._machine.handle_timer(self._loop.time()))
@@ -114,6 +118,9 @@ class Admin:
             "pins": self._pins,
             "pin": self._pin,
             "unpin": self._unpin,
+            "schedules": self._schedules,
+            "schedule": self._schedule,
+            "unschedule": self._unschedule,
             "rotate": self._rotate,
         }
         await asyncio.wait_for(self._is_restored.wait(), ASK_TIMEOUT_S)
@@ -223,6 +230,15 @@ class Admin:
         is_pinned, until = self._pinning.machine.until(Digest.parse(entry.digest))
         end = None if until is None else stamp(until)
         return {**asdict(entry), "pinned": is_pinned, "pinned_until": end}
+
+    async def _schedules(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return self._scheduling.all()
+
+    async def _schedule(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self._scheduling.plan(fields, _ttl_s(fields))
+
+    async def _unschedule(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self._scheduling.drop(str(fields["schedule"]))
 
     async def _remove(self, fields: dict[str, Any]) -> dict[str, Any]:
         digest = Digest.parse(str(fields["digest"]))

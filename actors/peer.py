@@ -115,6 +115,7 @@ class Peer:
             log.critical("store_unusable path=%s why=%s", self._config.store.path, error)
             await asyncio.sleep(START_AGAIN_S)
             os._exit(BUG)
+        self._store.quotas = quotas(self._config)
         self._serving = Serving(self._store)
         self._pinned = await self._read_pins()
         self._ring = await self._read_ring()
@@ -514,6 +515,12 @@ class Peer:
     def _forget_blob(self, digest: Digest) -> None:
         self._serving.forget(digest)
         self._step(BlobLost(digest))
+
+
+def quotas(config: Config) -> dict[str, int]:
+    """Bytes of the store, for the upstreams that may not have all of it."""
+    upstreams = config.upstreams.items()
+    return {key: int(each.quota) for key, each in upstreams if each.quota is not None}
 
 
 class Origins:

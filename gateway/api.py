@@ -23,6 +23,7 @@ from passel.errors import InputError, PeerUnavailable
 from passel.gateway import apimodels
 from passel.gateway.openapi import document
 from passel.gateway.replies import Failure, Refusal, unavailable
+from passel.gateway.webhooks import DistributionEnvelope, HarborPayload, Webhooks
 
 if TYPE_CHECKING:
     from passel.gateway.context import Context
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "/api/v1"
 BODY_BYTES_MAX = 64 * 1024
+WEBHOOK_BYTES_MAX = 1024 * 1024
 BODY_S = 10.0
 TOKEN_BYTES_MAX = 4096
 #: Requests that change something, at the same time; each may wait for a registry.
@@ -79,6 +81,7 @@ class Api:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._webhooks = Webhooks(context)
         self.operations = self._operations()
         self._document: bytes | None = None
 
@@ -103,6 +106,25 @@ class Api:
                 m.Removal,
                 self._ask("remove"),
             ),
+            Operation(
+                "GET",
+                "/schedules",
+                "schedules",
+                "The preheats that come again.",
+                m.Schedules,
+                self._ask("schedules"),
+            ),
+            Operation(
+                "POST", "/schedules", "schedule", "Plan one.", m.Schedule, self._schedule, m.Plan
+            ),
+            Operation(
+                "DELETE",
+                "/schedules/{schedule}",
+                "unschedule",
+                "Take one away.",
+                m.Schedule,
+                self._ask("unschedule"),
+            ),
             Operation("GET", "/pins", "pins", "What is pinned.", m.Pins, self._ask("pins")),
             Operation("POST", "/pins", "pin", "Pin something.", m.Pin, self._pin, m.PinOrder),
             Operation(
@@ -112,6 +134,28 @@ class Api:
                 "Take a pin away, by its id, its digest or what was pinned.",
                 m.Unpinned,
                 self._ask("unpin"),
+            ),
+            Operation(
+                "POST",
+                "/webhooks/harbor",
+                "harbor",
+                "Harbor's PUSH_ARTIFACT.",
+                m.Received,
+                self._webhooks.harbor,
+                HarborPayload,
+                202,
+                body_bytes_max=WEBHOOK_BYTES_MAX,
+            ),
+            Operation(
+                "POST",
+                "/webhooks/distribution",
+                "distribution",
+                "Notifications of the distribution registry.",
+                m.Received,
+                self._webhooks.distribution,
+                DistributionEnvelope,
+                202,
+                body_bytes_max=WEBHOOK_BYTES_MAX,
             ),
         )
 
@@ -231,6 +275,11 @@ class Api:
 
     async def _preheat(self, call: Call) -> Answer:
         return await self._context.door.admin("submit", _fields(call.body))
+
+    async def _schedule(self, call: Call) -> Answer:
+        fields = _fields(call.body)
+        fields["every_s"] = fields.pop("every")
+        return await self._context.door.admin("schedule", fields)
 
     async def _pin(self, call: Call) -> Answer:
         return await self._context.door.admin("pin", _fields(call.body))

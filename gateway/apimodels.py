@@ -68,6 +68,15 @@ class Preheat(Model):
     """Pin it for so long."""
 
 
+class Plan(Preheat):
+    """A preheat that comes again. One of `every` and `at` is given."""
+
+    every: Ttl | None = None
+    """So often, from now on; 1 min at most often."""
+    at: Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] | None = None
+    """Each day at HH:MM, UTC."""
+
+
 class PinOrder(Model):
     """Leave an image or a blob alone when room is made. Nothing is fetched."""
 
@@ -110,6 +119,29 @@ class Jobs(Model):
     """The preheats, the latest last."""
 
     jobs: list[Job]
+
+
+class Schedule(Model):
+    """A preheat that comes again."""
+
+    schedule: str
+    """Its id."""
+    what: str
+    to: str
+    platform: str
+    when: str
+    next: str
+    last: str | None
+    job: str
+    """What its last run became."""
+    trouble: str
+    """Why its last run became nothing; it is tried again before its time."""
+
+
+class Schedules(Model):
+    """All of them."""
+
+    schedules: list[Schedule]
 
 
 class Blob(Model):
@@ -174,6 +206,15 @@ class Status(Model):
     shards: list[dict[str, Any]]
     controller: dict[str, Any]
     blobs: int
+
+
+class Received(Model):
+    """What became of a registry's notification."""
+
+    jobs: list[Job]
+    """Preheats that it began, or that run already."""
+    skipped: list[str]
+    """Pushes that are none of ours, each with the reason."""
 
 
 class Problem(Model):

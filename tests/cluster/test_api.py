@@ -86,7 +86,8 @@ def test_the_page_says_how(api_lab: Lab, origin: Origin) -> None:
         schema = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
         jsonschema.Draft202012Validator(schema).validate(answer)
 
-    names = ["Job", "Job", "Jobs", "Job", "Job", "Blobs", "Removal", "Pin", "Pins", "Unpinned"]
+    names = ["Job", "Job", "Jobs", "Job", "Job", "Schedule", "Schedule", "Schedules", "Schedule"]
+    names += ["Blobs", "Removal", "Pin", "Pins", "Unpinned"]
     for answer, name in zip(answers[1:], [*names, "Status"], strict=True):
         matches(answer, name)
     assert {node["node"] for node in answers[-1]["nodes"]} == {"n1", "n2"}

@@ -87,6 +87,7 @@ def test_what_is_not_built_is_not_promised() -> None:
         "jobs",
         "pin",
         "unpin",
+        "schedules",
         "ls",
         "rm",
         "rotate",

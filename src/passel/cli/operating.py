@@ -1,4 +1,4 @@
-"""`passel preheat`, `jobs`, `pin`, `ls`, `rm`, `rotate`: what the controller does for all nodes."""
+"""`passel preheat`, `jobs`, `schedules`, `pin`, `ls`, `rm`, `rotate`: what controllers do."""
 
 from __future__ import annotations
 
@@ -59,6 +59,10 @@ def preheat(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay until it is done.")] = False,
     ttl: TtlOption = None,
+    every: Annotated[
+        str | None, typer.Option(help="Again and again, from now on: 6h, 30 min.")
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="Each day at HH:MM (UTC).")] = None,
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -66,9 +70,17 @@ def preheat(
     """Bring an image or a blob to nodes before anybody asks for it."""
     with errors_are_sentences():
         client = _client(state, config)
-        facts = client.preheat(
-            what, to=to, platform=platform or _own_platform(), ttl_s=_seconds("--ttl", ttl)
-        )
+        platform, ttl_s = platform or _own_platform(), _seconds("--ttl", ttl)
+        if every is not None or at is not None:
+            if watch:
+                fail("a schedule has no end to watch for: leave --watch out", 2)
+            every_s = _seconds("--every", every)
+            facts = client.schedule(
+                what, every_s=every_s, at=at, to=to, platform=platform, ttl_s=ttl_s
+            )
+            print_json(facts) if as_json else _print_schedules([facts])
+            return
+        facts = client.preheat(what, to=to, platform=platform, ttl_s=ttl_s)
         if watch:
             facts = _watch(client, str(facts["job"]))
         if as_json:
@@ -106,6 +118,35 @@ def jobs(
         else:
             facts = client.ask("jobs", job=job)["jobs"][0]
         print_json(facts) if as_json else _print_job(facts)
+
+
+def schedules(
+    schedule: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The preheats that come again, and what became of their last run."""
+    with errors_are_sentences():
+        client = _client(state, config)
+        if cancel:
+            if schedule is None:
+                fail("name the schedule: passel schedules SCHEDULE --cancel", 2)
+            found = [client.ask("unschedule", schedule=schedule)]
+        else:
+            found = client.ask("schedules")["schedules"]
+            found = [each for each in found if schedule in (None, each["schedule"])]
+            if schedule is not None and not found:
+                fail(f"there is no schedule {schedule}: see passel schedules")
+        print_json(found) if as_json else _print_schedules(found)
+
+
+def _print_schedules(facts: list[dict[str, Any]]) -> None:
+    columns = ("schedule", "what", "to", "when", "next", "last", "job", "trouble")
+    print_table(
+        columns, (tuple(str(each[key] or "") for key in columns) for each in facts), n_left=8
+    )
 
 
 def _watch(client: Client, job: str) -> dict[str, Any]:

@@ -148,6 +148,24 @@ class Client:
         blobs = admin.blobs_of(self, parse_target(what), platform)
         return self.ask("submit", what=what, to=to, blobs=blobs, ttl_s=ttl_s)
 
+    def schedule(
+        self,
+        what: str,
+        *,
+        every_s: float | None = None,
+        at: str | None = None,
+        to: str = "all",
+        platform: str = "all",
+        ttl_s: float | None = None,
+    ) -> dict[str, Any]:
+        """A preheat that comes again: every so many seconds from now on, or each day at ``HH:MM``.
+
+        What a tag stands for is asked anew each time. Times are UTC. Raises as `preheat` does.
+        """
+        parse_target(what)
+        rule = {"every_s": every_s, "at": at}
+        return self.ask("schedule", what=what, to=to, platform=platform, ttl_s=ttl_s, **rule)
+
     def pin(
         self, what: str, *, platform: str = "all", ttl_s: float | None = None
     ) -> dict[str, Any]:

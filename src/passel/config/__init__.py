@@ -13,6 +13,7 @@ from passel.config.sections import (
     StoreConfig,
     TraceConfig,
     UpstreamConfig,
+    WebhooksConfig,
 )
 from passel.config.units import (
     duration_text,
@@ -34,6 +35,7 @@ __all__ = [
     "StoreConfig",
     "TraceConfig",
     "UpstreamConfig",
+    "WebhooksConfig",
     "build",
     "dump",
     "duration_text",
