@@ -13,6 +13,7 @@ from typing import Any
 
 from typing_extensions import assert_never
 
+from passel.actors.configuring import Configuring
 from passel.actors.duties import Duties
 from passel.actors.handles import (
     PeerHandle,
@@ -77,7 +78,7 @@ class Admin:
         rotation: Rotation,
     ) -> None:
         self._duties = duties
-        self._config = config
+        self.configuring = Configuring(config, specs, peers)
         self._shards = shards
         self._specs = specs
         self._peers = peers
@@ -99,9 +100,11 @@ class Admin:
                 log.error("job_unreadable why=%s", error)
         await self._pinning.restore()
         await self._scheduling.restore()
+        await self.configuring.restore()
         self._is_restored.set()
         self._duties.start(self._pinning.run(self._duties))
-        self._duties.start(self._scheduling.run(self._duties))
+        self._duties.start(self._scheduling.run(self._duties, lambda: bool(self._machine.members)))
+        self._duties.start(self.configuring.run(self._duties))
         while True:
             self._step(MembersSeen(tuple(_member(spec) for spec in self._specs.values())))
             self._perform(self._machine.handle_timer(self._loop.time()))
@@ -118,6 +121,8 @@ class Admin:
             "pins": self._pins,
             "pin": self._pin,
             "unpin": self._unpin,
+            "apply": self._apply,
+            "config": self._config_facts,
             "schedules": self._schedules,
             "schedule": self._schedule,
             "unschedule": self._unschedule,
@@ -156,8 +161,8 @@ class Admin:
         order = await self._ordered(fields)
         ttl_s = _ttl_s(fields)
         for upstream in {wanted.ref.upstream for wanted in order.blobs}:
-            if upstream not in self._config.upstreams:
-                known = ", ".join(list(self._config.upstreams)[:8])
+            if upstream not in self.configuring.config.upstreams:
+                known = ", ".join(list(self.configuring.config.upstreams)[:8])
                 text = f"there is no upstream {upstream}; upstreams are {known}"
                 raise InputError(400, "NAME_UNKNOWN", text)
         self._step(Submitted(order, time.time()))
@@ -223,13 +228,16 @@ class Admin:
             entries += some
             total += count
         entries.sort(key=lambda each: each.digest)
-        blobs = [self._blob_facts(each) for each in entries[:limit]]
+        ends = {str(digest): end for digest, end in self._pinning.machine.ends().items()}
+        blobs = [_blob_facts(each, ends) for each in entries[:limit]]
         return {"blobs": blobs, "total": total, "away": silent}
 
-    def _blob_facts(self, entry: BlobEntry) -> dict[str, Any]:
-        is_pinned, until = self._pinning.machine.until(Digest.parse(entry.digest))
-        end = None if until is None else stamp(until)
-        return {**asdict(entry), "pinned": is_pinned, "pinned_until": end}
+    async def _apply(self, fields: dict[str, Any]) -> dict[str, Any]:
+        written = {str(key): str(value) for key, value in dict(fields["written"]).items()}
+        return await self.configuring.apply(str(fields["text"]), written)
+
+    async def _config_facts(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return self.configuring.facts()
 
     async def _schedules(self, fields: dict[str, Any]) -> dict[str, Any]:
         return self._scheduling.all()
@@ -345,6 +353,12 @@ def _order(fields: dict[str, Any]) -> Order:
         ref = BlobRef(str(each["upstream"]), repository, digest)
         blobs.append(Wanted(ref, None if size is None else int(size)))
     return Order(str(fields["what"])[:1000], check_to(str(fields["to"])), tuple(blobs))
+
+
+def _blob_facts(entry: BlobEntry, ends: dict[str, float | None]) -> dict[str, Any]:
+    end = ends.get(entry.digest)
+    until = None if end is None else stamp(end)
+    return {**asdict(entry), "pinned": entry.digest in ends, "pinned_until": until}
 
 
 def _ttl_s(fields: dict[str, Any]) -> float | None:

@@ -15,6 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
 
 from passel.actors.words import NAMESPACE, Reply, controller_name, peer_name, shard_name
+from passel.config.live import Applied
 from passel.core.inventory import BlobEntry
 from passel.core.jobs import Held
 from passel.core.messages import ReportItem, ShardMessage
@@ -141,6 +142,15 @@ class PeerHandle(_Handle):
     async def take_pins(self, pinned: Pinned, timeout_s: float) -> None:
         """The peer keeps these blobs from now on."""
         await self.ask("take_pins", pinned, timeout_s=timeout_s)
+
+    async def check_config(self, text: str, timeout_s: float) -> list[str]:
+        """What hinders the peer from taking up this configuration; nothing, if it can."""
+        answer: list[str] = await self.ask("check_config", text, timeout_s=timeout_s)
+        return answer
+
+    async def take_config(self, applied: Applied, timeout_s: float) -> None:
+        """The peer and its gateway go by this configuration from now on."""
+        await self.ask("take_config", applied, timeout_s=timeout_s)
 
     async def remove(self, digest: str, timeout_s: float) -> bool:
         """The peer has no complete blob of this digest any more; whether it had one."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from typing_extensions import assert_never
 
+from passel._version import __version__
 from passel.actors.certifying import contexts
 from passel.actors.door import Door, ReadAnswer, Reader
 from passel.actors.duties import BUG, Duties
@@ -28,7 +29,9 @@ from passel.actors.recording import PeerRecording
 from passel.actors.rotating import read_ring
 from passel.actors.scrubbing import Scrubbing
 from passel.actors.serving import Serving
+from passel.actors.standing import Standing
 from passel.actors.words import PeerSpec, peer_limits
+from passel.config.live import Applied
 from passel.config.load import load
 from passel.config.sections import Config
 from passel.config.units import host_port
@@ -70,7 +73,15 @@ from passel.core.messages import (
 from passel.core.peer import PeerMachine
 from passel.core.pins import Pinned
 from passel.core.rotation import Ring
-from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreLocked
+from passel.core.versions import WIRE
+from passel.errors import (
+    ContentError,
+    NoSpace,
+    OriginUnavailable,
+    PasselError,
+    StoreError,
+    StoreLocked,
+)
 from passel.ids import BlobId, BlobRef, Digest
 from passel.store.store import Store
 from passel.telemetry import logs
@@ -105,7 +116,9 @@ class Peer:
         self._loop = asyncio.get_running_loop()
         path = os.environ.get("PASSEL_CONFIG")
         self._config_path = Path(path) if path else None
-        self._config: Config = load(self._config_path) if self._config_path else spec.config
+        self._standing = Standing(load(self._config_path) if self._config_path else spec.config)
+        await self._standing.take_up()
+        self._config = self._standing.config
         logs.setup(self._config.logging.level)
         self._duties = Duties(log)
         try:
@@ -294,6 +307,21 @@ class Peer:
         if pinned.generation > self._pinned.generation:
             self._pinned = pinned
 
+    async def check_config(self, text: str) -> list[str]:
+        """What hinders this node from going by a configuration; nothing, if it can."""
+        return self._standing.check(text)
+
+    async def take_config(self, applied: Applied) -> None:
+        """Go by this configuration from now on, and have the gateway do so. Idempotent."""
+        if not self._standing.take(applied):
+            return
+        config = self._config = self._standing.config
+        logs.setup(config.logging.level)
+        self._store.capacity_bytes = int(config.store.capacity)
+        self._store.reserve_bytes = int(config.store.reserve)
+        self._store.quotas = quotas(config)
+        self._origins.adopt(config)
+
     async def status(self) -> dict[str, Any]:
         """Facts for `passel status`."""
         fetching, server = self._fetching, self._server
@@ -303,6 +331,11 @@ class Peer:
             "gateway": announced.get("gateway"),
             "health": announced.get("health"),
             "gateway_pid": announced.get("pid"),
+            "passel": __version__,
+            "wire": WIRE,
+            "trouble": next((link.refused for link in self._links if link.refused), ""),
+            "version": self._standing.version,
+            "gateway_version": announced.get("config_version", 0),
             "store": str(self._store.path),
             "bytes": dict(fetching.bytes_from),
             "cross_zone_bytes": fetching.cross_zone_bytes,
@@ -530,11 +563,23 @@ class Origins:
         self._config = config
         self._cluster = cluster
         self._clients: dict[str, OriginClient] = {}
+        #: Of former tables; few, each change is an operator's.
+        self._retired: list[OriginClient] = []
+
+    def adopt(self, config: Config) -> None:
+        """Another table counts from now on; what runs with an old client ends with it."""
+        for upstream in list(self._clients):
+            if config.upstreams.get(upstream) != self._config.upstreams.get(upstream):
+                self._retired.append(self._clients.pop(upstream))
+        self._config = config
 
     def of(self, upstream: str) -> OriginClient:
+        """Raises OriginUnavailable for one that is not in the table (any more, or yet)."""
         client = self._clients.get(upstream)
         if client is None:
-            section = self._config.upstreams[upstream]
+            section = self._config.upstreams.get(upstream)
+            if section is None:
+                raise OriginUnavailable(f"{upstream} is no upstream on this node")
             client = OriginClient(upstream, section, cluster=self._cluster)
             self._clients[upstream] = client
         return client

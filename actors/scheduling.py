@@ -43,10 +43,10 @@ class Scheduling:
             except (ValueError, KeyError, TypeError) as error:
                 log.error("schedule_unreadable why=%s", error)
 
-    async def run(self, duties: Duties) -> None:
-        """For ever: begin what is due."""
+    async def run(self, duties: Duties, has_nodes: Callable[[], bool]) -> None:
+        """For ever: begin what is due, once the controller knows nodes to do it."""
         while True:
-            for schedule in self._machine.due(time.time()):
+            for schedule in self._machine.due(time.time()) if has_nodes() else ():
                 duties.start(self._run(schedule))
             await asyncio.sleep(TICK_S)
 

@@ -82,7 +82,7 @@ class Api:
         self._context = context
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._webhooks = Webhooks(context)
-        self.operations = self._operations()
+        self.operations = (*self._operations(), *self._webhook_operations())
         self._document: bytes | None = None
 
     def _operations(self) -> tuple[Operation, ...]:
@@ -135,6 +135,11 @@ class Api:
                 m.Unpinned,
                 self._ask("unpin"),
             ),
+        )
+
+    def _webhook_operations(self) -> tuple[Operation, ...]:
+        m = apimodels
+        return (
             Operation(
                 "POST",
                 "/webhooks/harbor",

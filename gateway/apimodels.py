@@ -206,6 +206,7 @@ class Status(Model):
     shards: list[dict[str, Any]]
     controller: dict[str, Any]
     blobs: int
+    config: dict[str, Any]
 
 
 class Received(Model):

@@ -146,7 +146,7 @@ class Routes:
             selectors,
             context.config.upstream_for,
             own=context.is_own,
-            learned=context.learned.upstream,
+            learned=context.learned_upstream,
         )
         exchange.kind = asked.kind
         if asked.kind == "ping":

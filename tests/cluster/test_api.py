@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +93,22 @@ def test_the_page_says_how(api_lab: Lab, origin: Origin) -> None:
     for answer, name in zip(answers[1:], [*names, "Status"], strict=True):
         matches(answer, name)
     assert {node["node"] for node in answers[-1]["nodes"]} == {"n1", "n2"}
+
+
+def test_a_schedule_runs_and_survives_its_controller(api_lab: Lab, origin: Origin) -> None:
+    push_image(origin, "v2", {"linux/amd64": os.urandom(1000)})
+    plan = {"what": "lab/org/image:v2", "every": "1 d", "to": "seeds"}
+    name = call(api_lab, "POST", "/schedules", plan)["schedule"]
+
+    def schedule() -> Any:
+        found = call(api_lab, "GET", "/schedules")["schedules"]
+        return next(each for each in found if each["schedule"] == name)
+
+    job = eventually(lambda: schedule()["job"])
+    eventually(lambda: call(api_lab, "GET", f"/jobs/{job}")["state"] == "done")
+    before = schedule()
+    os.kill(api_lab.status()["controller"]["pid"], signal.SIGKILL)
+    assert eventually(schedule, 30) == before, "it does not run again before its time"
 
 
 def test_what_the_registry_does_not_have(api_lab: Lab) -> None:

@@ -23,9 +23,8 @@ def test_a_pin_holds_until_its_end_and_each_change_is_a_new_generation() -> None
     machine.pin(pin(2, 3))
     assert machine.pinned().generation == 9
     assert machine.pinned().digests == {digest(1), digest(2), digest(3)}
-    assert machine.until(digest(1)) == (True, 10.0)
-    assert machine.until(digest(2)) == (True, None), "the longer one counts"
-    assert machine.until(digest(9)) == (False, None)
+    ends = {digest(1): 10.0, digest(2): None, digest(3): None}
+    assert machine.ends() == ends, "of two pins the longer one counts"
     assert machine.expire(9.9) == []
     assert machine.pinned().generation == 9
     assert [each.until_s for each in machine.expire(10.0)] == [10.0]

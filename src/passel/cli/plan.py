@@ -13,6 +13,8 @@ from passel.config import Config, GatewayConfig, PeerConfig, StoreConfig, host_p
 from passel.errors import ConfigError
 
 NODES_MAX = 64
+#: Keys that `passel up` sets itself, whatever the file says.
+OWN_KEYS = ("store.path", "peer.listen", "seeds.count", "gateway.api.token_file")
 
 
 @dataclass(frozen=True, slots=True)

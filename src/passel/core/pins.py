@@ -99,12 +99,14 @@ class PinMachine:
         digests = {digest for pin in self.pins.values() for digest in pin.digests}
         return Pinned(self.generation, frozenset(digests))
 
-    def until(self, digest: Digest) -> tuple[bool, float | None]:
-        """Whether a blob is pinned, and until when; None: for good."""
-        ends = [pin.until_s for pin in self.pins.values() if digest in pin.digests]
-        if not ends:
-            return False, None
-        return True, None if None in ends else max(end for end in ends if end is not None)
+    def ends(self) -> dict[Digest, float | None]:
+        """Every pinned blob, and until when it is; None: for good."""
+        ends: dict[Digest, float | None] = {}
+        for pin in self.pins.values():
+            for digest in pin.digests:
+                is_new = digest not in ends
+                ends[digest] = pin.until_s if is_new else _later(ends[digest], pin.until_s)
+        return ends
 
     def _n_digests(self) -> int:
         return sum(len(pin.digests) for pin in self.pins.values())
