@@ -61,6 +61,7 @@ TICK_S = 0.5
 ASK_TIMEOUT_S = 5.0
 GATEWAY_TIMEOUT_S = 2.0
 BLOBS_LISTED_MAX = 10_000
+WHAT_MAX = 1000
 TTL_MAX_S = 36_500 * 86_400.0
 _KEY = "job/"
 
@@ -132,6 +133,10 @@ class Admin:
         try:
             if verb not in verbs:
                 raise InputError(404, "UNSUPPORTED", f"expected one of {', '.join(verbs)}")
+            what = fields.get("what", "")
+            if not isinstance(what, str) or not what.isprintable() or len(what) > WHAT_MAX:
+                text = f"a name is text of {WHAT_MAX} characters at most, on one line"
+                raise InputError(400, "NAME_INVALID", text)
             return 200, await verbs[verb](fields)
         except InputError as error:
             return error.status, _error(error.code, error.message)
@@ -352,7 +357,7 @@ def _order(fields: dict[str, Any]) -> Order:
         repository = parse_repository(str(each["repository"]))
         ref = BlobRef(str(each["upstream"]), repository, digest)
         blobs.append(Wanted(ref, None if size is None else int(size)))
-    return Order(str(fields["what"])[:1000], check_to(str(fields["to"])), tuple(blobs))
+    return Order(str(fields["what"]), check_to(str(fields["to"])), tuple(blobs))
 
 
 def _blob_facts(entry: BlobEntry, ends: dict[str, float | None]) -> dict[str, Any]:

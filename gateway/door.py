@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from passel.core.versions import HEADER, WIRE, said, understood
 from passel.errors import (
     InputError,
     OriginNonsense,
@@ -153,6 +154,8 @@ class Door:
         #: It takes connections and says nothing (stopped, or out of its mind).
         self._mute = False
         self._reviver: asyncio.Task[None] | None = None
+        #: The wire version of a peer that cannot be talked to.
+        self._stranger: int | None = None
 
     @property
     def is_up(self) -> bool:
@@ -241,10 +244,24 @@ class Door:
             response = await self._client().post(f"http://peer{path}", json=question)
         except _LOST as error:
             raise PeerUnavailable("the peer's socket does not answer") from error
+        self._check_version(response)
         if response.status != 200:
             response.close()
             raise PeerUnavailable(f"the peer answered {response.status}")
         return response
+
+    def _check_version(self, response: aiohttp.ClientResponse) -> None:
+        """Raises PeerUnavailable: then reads go to the origin until both are of one version."""
+        wire, oldest = said(response.headers.get(HEADER))
+        if understood(wire, oldest):
+            self._stranger = None
+            return
+        if self._stranger != wire:
+            self._stranger = wire
+            text = "peer_of_another_version it speaks wire version %d, this gateway %d: %s"
+            log.error(text, wire, WIRE, "restart both with the same passel")
+        response.close()
+        raise PeerUnavailable("this node's peer is of another version than its gateway")
 
     async def stat(self, ref: BlobRef, timeout_s: float) -> Known | None:
         """What the cluster knows, without asking the origin; None: it cannot be asked."""
@@ -276,6 +293,7 @@ class Door:
 
     async def _get_json(self, path: str, query: dict[str, str] | None = None) -> dict[str, Any]:
         async with self._client().get(f"http://peer{path}", params=query) as response:
+            self._check_version(response)
             if response.status != 200:
                 raise PeerUnavailable(f"the peer answered {response.status}")
             answer = await response.json(content_type=None)
@@ -295,6 +313,7 @@ class Door:
                 json=fields,
                 timeout=aiohttp.ClientTimeout(total=ADMIN_S, sock_connect=CONNECT_S),
             ) as response:
+                self._check_version(response)
                 answer = await response.json(content_type=None)
         except (*_LOST, ValueError) as error:
             raise PeerUnavailable("this node's peer does not answer") from error

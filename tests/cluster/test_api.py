@@ -118,6 +118,10 @@ def test_what_the_registry_does_not_have(api_lab: Lab) -> None:
     (problem,) = json.load(refused.value)["errors"]
     assert "lab/org/none:v1" in problem["message"]
     with pytest.raises(urllib.error.HTTPError) as refused:
+        call(api_lab, "POST", "/pins", {"what": "http://lab/v2/a/blobs/\nsha256:1"})
+    assert refused.value.code == 400
+    assert "on one line" in json.load(refused.value)["errors"][0]["message"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
         call(api_lab, "POST", "/jobs", {"what": "elsewhere/org/image:v1"})
     (problem,) = json.load(refused.value)["errors"]
     assert refused.value.code == 422

@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry
 
 from passel.config import Config
+from passel.core.versions import HEADER, SAID
 from passel.errors import OriginRefused, OriginUnavailable
 from passel.gateway.api import Api
 from passel.gateway.connection import Server
@@ -188,10 +189,16 @@ class FakeDoor:
         #: What the controller says to each verb, and what it was asked.
         self.admin: dict[str, tuple[int, dict[str, Any]]] = {}
         self.admin_asked: list[tuple[str, dict[str, Any]]] = []
+        self.says_version: str | None = SAID
         self._runner: web.AppRunner | None = None
+
+    async def _say_version(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self.says_version is not None:
+            response.headers[HEADER] = self.says_version
 
     async def start(self) -> None:
         app = web.Application()
+        app.on_response_prepare.append(self._say_version)
         app.router.add_post("/v1/ensure", self._ensure)
         app.router.add_get("/v1/stat", self._stat)
         app.router.add_post("/v1/public", self._public)

@@ -1,14 +1,16 @@
-"""A gateway that goes by another configuration from now on."""
+"""A gateway that goes by another configuration, and one whose peer is of another version."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 from unit.gateway_fakes import PIECE, config_for, noise, world
 
 from passel.config import Config, dump, parse
 from passel.config.live import Applied, applied_path, encode
+from passel.core.versions import OLDEST, WIRE
 from passel.gateway.app import Gateway
 from passel.store import fileio
 
@@ -78,3 +80,22 @@ async def test_what_the_peer_has_written_is_taken_up(tmp_path: Path) -> None:
         assert list(again.context.config.upstreams) == ["lab"], "also at its start"
     finally:
         await again.context.close()
+
+
+async def test_a_peer_of_another_version_costs_no_read_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(tmp_path) as w:
+        w.door.says_version = f"{WIRE + 2} {WIRE + 1}"
+        for seed in (1, 2):
+            digest = w.add(noise(PIECE, seed))
+            status, headers, body = await w.get(f"/v2/app/blobs/{digest}")
+            assert (status, body) == (200, noise(PIECE, seed))
+            assert headers["X-Passel-Source"] == "origin"
+        assert caplog.text.count("peer_of_another_version") == 1, "said once"
+        # The next version understands this one; one that says nothing is from before.
+        for says in (f"{WIRE + 1} {OLDEST}", None, "nonsense"):
+            w.door.says_version = says
+            digest = w.add(noise(PIECE, 3))
+            _, headers, _ = await w.get(f"/v2/app/blobs/{digest}")
+            assert headers["X-Passel-Source"] != "origin"

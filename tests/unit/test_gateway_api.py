@@ -112,6 +112,7 @@ async def test_without_a_token_file_one_may_only_look(tmp_path: Path) -> None:
         ("POST", "/jobs", b"", 400, "the body must be JSON"),
         ("POST", "/jobs", b"{", 400, "the body must be JSON"),
         ("POST", "/jobs", b"\xff", 400, "the body must be JSON"),
+        ("POST", "/jobs", b"[" * 60_000, 400, "the body must be JSON"),
         ("POST", "/jobs", [], 400, "the body must be a JSON object"),
         ("POST", "/jobs", {}, 400, "what is missing"),
         ("POST", "/jobs", {"what": 3}, 400, "what: input should be a valid string"),
@@ -182,6 +183,13 @@ async def test_no_other_listener_has_it(w: World) -> None:
         assert status == 404
         status, _, _ = await w.get(f"{base}/api/v1/jobs", "POST")
         assert status == 405
+
+
+@pytest.mark.parametrize("verb", ["apply", "rotate", "config", "submit"])
+async def test_what_the_table_does_not_name_reaches_no_controller(w: World, verb: str) -> None:
+    for method in ("GET", "POST"):
+        assert (await call(w, method, f"/{verb}", {}))[0] == 404
+    assert w.door.admin_asked == []
 
 
 async def test_the_token_is_in_no_log_and_no_answer(

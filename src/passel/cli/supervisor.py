@@ -28,6 +28,7 @@ from passel.cli.processes import Process, identify
 from passel.client.exchange import fetch_json, to_socket
 from passel.client.state import NodeFolder, StateFolder, read_json
 from passel.config import Config, dump, load
+from passel.config.live import applied_path
 from passel.errors import ConfigError, PasselError, StoreError
 from passel.store import Store
 from passel.telemetry.logs import LineFormatter
@@ -125,6 +126,8 @@ class Supervisor:
             folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             config = plan.node_config(self.config, node.plan.number, folder.store)
             config = plan.with_token(config, self.state.api_token)
+            # What was applied to the cluster that was here before does not count for this one.
+            applied_path(config).unlink(missing_ok=True)
             _write(folder.config, dump(config))
             _write(folder.facts, json.dumps({"node": folder.name, "zone": node.plan.zone}))
 

@@ -12,10 +12,27 @@ from typing import Final
 WIRE: Final = 1
 OLDEST: Final = 1
 
+#: What a peer says to the gateway of its node, in a header of every answer.
+HEADER: Final = "X-Passel-Wire"
+SAID: Final = f"{WIRE} {OLDEST}"
+
+
+def said(text: str | None) -> tuple[int, int]:
+    """`SAID` of another process as numbers; one that says nothing is from before there were any."""
+    words = (text or "").split(" ")
+    if len(words) != 2 or not all(word.isascii() and word.isdigit() for word in words):
+        return WIRE, OLDEST
+    return int(words[0][:9]), int(words[1][:9])
+
+
+def understood(wire: int, oldest: int) -> bool:
+    """Whether a process with these numbers and this one can talk."""
+    return wire >= OLDEST and oldest <= WIRE
+
 
 def refusal(wire: int, oldest: int, node: str) -> str:
     """Why a process of `node` with that wire version cannot take part; '' if it can."""
-    if wire >= OLDEST and oldest <= WIRE:
+    if understood(wire, oldest):
         return ""
     newer = wire > WIRE
     what = "an older" if newer else "a newer"
