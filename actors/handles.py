@@ -74,8 +74,12 @@ class _Handle:
     ) -> Any:
         """The answer. Raises PeerUnavailable after `timeout_s`, or when `unless` is done."""
         actor = await self.actor()
+        call = getattr(actor, method, None)
+        if call is None:
+            # One that was started by an older passel, in the middle of an upgrade.
+            raise PeerUnavailable(f"{self.name} is of another version: it knows no {method}")
         try:
-            ref = getattr(actor, method).remote(*args)
+            ref = call.remote(*args)
             return await _answer(self.name, ref, timeout_s, unless)
         except PeerUnavailable:
             self._actor = None

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from passel.actors.duties import Duties
+from passel.actors.handles import PeerHandle
 from passel.actors.links import ShardLink
 from passel.actors.outbox import Outbox
 from passel.actors.words import Reply
@@ -21,6 +22,7 @@ from passel.core.messages import (
     ShardMessage,
     ShardReborn,
 )
+from passel.core.pins import Pinned
 from passel.core.versions import OLDEST, WIRE, refusal
 from passel.errors import PeerUnavailable
 from passel.ids import BlobId, PeerId
@@ -197,3 +199,10 @@ def test_who_understands_whom() -> None:
     assert "node n1 speaks wire version" in newer
     assert "upgrade the node of the controller" in newer
     assert "upgrade node n1" in refusal(0, 0, "n1")
+
+
+async def test_an_actor_of_an_older_version_is_no_bug_of_ours() -> None:
+    handle = PeerHandle(ME)
+    handle._actor = object()
+    with pytest.raises(PeerUnavailable, match="of another version: it knows no take_pins"):
+        await handle.take_pins(Pinned(1, frozenset()), 1.0)
