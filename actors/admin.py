@@ -13,9 +13,20 @@ from typing import Any
 
 from typing_extensions import assert_never
 
+from passel.actors.configuring import Configuring
 from passel.actors.duties import Duties
-from passel.actors.handles import PeerHandle, ShardHandle, strike_out, write_down, written_down
+from passel.actors.handles import (
+    PeerHandle,
+    ShardHandle,
+    own_node,
+    strike_out,
+    write_down,
+    written_down,
+)
+from passel.actors.pinning import Pinning, facts, stamp
+from passel.actors.resolving import resolve
 from passel.actors.rotating import Rotation
+from passel.actors.scheduling import Scheduling
 from passel.actors.words import PeerSpec
 from passel.config.sections import Config
 from passel.core.inventory import BlobEntry
@@ -48,7 +59,10 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 ASK_TIMEOUT_S = 5.0
+GATEWAY_TIMEOUT_S = 2.0
 BLOBS_LISTED_MAX = 10_000
+WHAT_MAX = 1000
+TTL_MAX_S = 36_500 * 86_400.0
 _KEY = "job/"
 
 
@@ -65,12 +79,14 @@ class Admin:
         rotation: Rotation,
     ) -> None:
         self._duties = duties
-        self._config = config
+        self.configuring = Configuring(config, specs, peers)
         self._shards = shards
         self._specs = specs
         self._peers = peers
         self._rotation = rotation
         self._machine = JobMachine()
+        self._pinning = Pinning(peers)
+        self._scheduling = Scheduling(self._submit)
         self._loop = asyncio.get_running_loop()
         self._is_restored = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -83,7 +99,13 @@ class Admin:
                 self._step(_restored(value))
             except (ValueError, KeyError, TypeError, InputError) as error:
                 log.error("job_unreadable why=%s", error)
+        await self._pinning.restore()
+        await self._scheduling.restore()
+        await self.configuring.restore()
         self._is_restored.set()
+        self._duties.start(self._pinning.run(self._duties))
+        self._duties.start(self._scheduling.run(self._duties, lambda: bool(self._machine.members)))
+        self._duties.start(self.configuring.run(self._duties))
         while True:
             self._step(MembersSeen(tuple(_member(spec) for spec in self._specs.values())))
             self._perform(self._machine.handle_timer(self._loop.time()))
@@ -97,12 +119,24 @@ class Admin:
             "cancel": self._cancel,
             "blobs": self._blobs,
             "remove": self._remove,
+            "pins": self._pins,
+            "pin": self._pin,
+            "unpin": self._unpin,
+            "apply": self._apply,
+            "config": self._config_facts,
+            "schedules": self._schedules,
+            "schedule": self._schedule,
+            "unschedule": self._unschedule,
             "rotate": self._rotate,
         }
         await asyncio.wait_for(self._is_restored.wait(), ASK_TIMEOUT_S)
         try:
             if verb not in verbs:
                 raise InputError(404, "UNSUPPORTED", f"expected one of {', '.join(verbs)}")
+            what = fields.get("what", "")
+            if not isinstance(what, str) or not what.isprintable() or len(what) > WHAT_MAX:
+                text = f"a name is text of {WHAT_MAX} characters at most, on one line"
+                raise InputError(400, "NAME_INVALID", text)
             return 200, await verbs[verb](fields)
         except InputError as error:
             return error.status, _error(error.code, error.message)
@@ -135,15 +169,51 @@ class Admin:
         return {"jobs": jobs}
 
     async def _submit(self, fields: dict[str, Any]) -> dict[str, Any]:
-        order = _order(fields)
+        order = await self._ordered(fields)
+        ttl_s = _ttl_s(fields)
         for upstream in {wanted.ref.upstream for wanted in order.blobs}:
-            if upstream not in self._config.upstreams:
-                known = ", ".join(list(self._config.upstreams)[:8])
+            if upstream not in self.configuring.config.upstreams:
+                known = ", ".join(list(self.configuring.config.upstreams)[:8])
                 text = f"there is no upstream {upstream}; upstreams are {known}"
                 raise InputError(400, "NAME_UNKNOWN", text)
         self._step(Submitted(order, time.time()))
+        if ttl_s is not None:
+            await self._pinning.pin(order.what, _digests(order), ttl_s)
         await self._all_written()
         return self._facts(self._machine.jobs[order.id])
+
+    async def _ordered(self, fields: dict[str, Any]) -> Order:
+        """The order that `fields` has; what an image is made of is found out here if need be."""
+        if "blobs" not in fields:
+            check_to(str(fields["to"]))
+            digest = fields.get("digest")
+            blobs = await resolve(
+                await self._gateway(), str(fields["what"]), str(fields["platform"]), digest
+            )
+            fields = {**fields, "blobs": blobs}
+        return _order(fields)
+
+    async def _gateway(self) -> str | None:
+        """The gateway of this node, as its peer knows it."""
+        peer = self._peers.get(PeerId(own_node()))
+        try:
+            return None if peer is None else (await peer.status(GATEWAY_TIMEOUT_S))["gateway"]
+        except PeerUnavailable:
+            return None
+
+    async def _pins(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return {"pins": [facts(pin) for pin in self._pinning.machine.pins.values()]}
+
+    async def _pin(self, fields: dict[str, Any]) -> dict[str, Any]:
+        what = str(fields["what"])
+        if what.startswith("sha256:"):
+            digests: tuple[Digest, ...] = (Digest.parse(what),)
+        else:
+            digests = _digests(await self._ordered({**fields, "to": "all"}))
+        return await self._pinning.pin(what, digests, _ttl_s(fields))
+
+    async def _unpin(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self._pinning.unpin(str(fields["what"]))
 
     async def _rotate(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Begin to replace the cluster's secret, or only say how far that is."""
@@ -169,7 +239,25 @@ class Admin:
             entries += some
             total += count
         entries.sort(key=lambda each: each.digest)
-        return {"blobs": [asdict(each) for each in entries[:limit]], "total": total, "away": silent}
+        ends = {str(digest): end for digest, end in self._pinning.machine.ends().items()}
+        blobs = [_blob_facts(each, ends) for each in entries[:limit]]
+        return {"blobs": blobs, "total": total, "away": silent}
+
+    async def _apply(self, fields: dict[str, Any]) -> dict[str, Any]:
+        written = {str(key): str(value) for key, value in dict(fields["written"]).items()}
+        return await self.configuring.apply(str(fields["text"]), written)
+
+    async def _config_facts(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return self.configuring.facts()
+
+    async def _schedules(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return self._scheduling.all()
+
+    async def _schedule(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self._scheduling.plan(fields, _ttl_s(fields))
+
+    async def _unschedule(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self._scheduling.drop(str(fields["schedule"]))
 
     async def _remove(self, fields: dict[str, Any]) -> dict[str, Any]:
         digest = Digest.parse(str(fields["digest"]))
@@ -209,7 +297,7 @@ class Admin:
             "to": order.to,
             "state": job.state.value,
             "trouble": job.trouble,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.created_s)),
+            "created": stamp(job.created_s),
             "blobs": len(order.blobs),
             "bytes": sum(size for size in sizes if size is not None),
             "nodes": sorted(nodes, key=lambda node: str(node["node"])),
@@ -275,7 +363,29 @@ def _order(fields: dict[str, Any]) -> Order:
         repository = parse_repository(str(each["repository"]))
         ref = BlobRef(str(each["upstream"]), repository, digest)
         blobs.append(Wanted(ref, None if size is None else int(size)))
-    return Order(str(fields["what"])[:1000], check_to(str(fields["to"])), tuple(blobs))
+    return Order(str(fields["what"]), check_to(str(fields["to"])), tuple(blobs))
+
+
+def _blob_facts(entry: BlobEntry, ends: dict[str, float | None]) -> dict[str, Any]:
+    end = ends.get(entry.digest)
+    until = None if end is None else stamp(end)
+    return {**asdict(entry), "pinned": entry.digest in ends, "pinned_until": until}
+
+
+def _ttl_s(fields: dict[str, Any]) -> float | None:
+    """For how long a pin is to hold, in seconds; None: nothing was said."""
+    ttl = fields.get("ttl_s")
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl <= TTL_MAX_S:
+        raise InputError(
+            400, "UNSUPPORTED", "a time to live is more than 0 s, and 100 years at most"
+        )
+    return float(ttl)
+
+
+def _digests(order: Order) -> tuple[Digest, ...]:
+    return tuple(dict.fromkeys(wanted.ref.digest for wanted in order.blobs))
 
 
 def _written(job: Job) -> bytes:

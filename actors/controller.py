@@ -182,6 +182,7 @@ class Controller:
             "nodes": sorted(nodes, key=lambda node: node["node"]),
             "shards": [{"node": here, **answer} for answer in shards if answer],
             "controller": {"node": here, "pid": os.getpid()},
+            "config": self._admin.configuring.facts(),
             "blobs": sum(answer["blobs"] for answer in shards if answer),
         }
 
@@ -248,6 +249,9 @@ def _node_status(spec: PeerSpec, answer: dict[str, Any] | None) -> dict[str, Any
     status["gateway"] = answer.get("gateway")
     status["health"] = answer.get("health")
     status["bytes"] = {"local": answer.get("local_bytes", 0), **answer["bytes"]}
+    status["config"] = {key: answer.get(key, 0) for key in ("version", "gateway_version")}
+    # A peer of another version may not know them all.
+    status.update({key: answer.get(key) for key in ("passel", "wire", "trouble")})
     extra = ("address", "cross_zone_bytes", "uploaded_bytes", "origin_requests", "complete")
     status.update({key: answer[key] for key in (*extra, "used_bytes")})
     return status

@@ -25,6 +25,7 @@ from passel.core.messages import (
     ReadWaiting,
     Refusal,
 )
+from passel.core.versions import HEADER, SAID
 from passel.errors import ConfigError, InputError, PeerUnavailable
 from passel.ids import BlobRef, Digest
 
@@ -103,6 +104,7 @@ class Door:
         # Left over from an earlier life: this process holds the store's lock, so nobody listens.
         self._path.unlink(missing_ok=True)
         app = web.Application(client_max_size=BODY_BYTES_MAX)
+        app.on_response_prepare.append(_say_version)
         app.router.add_post("/v1/ensure", self._ensure)
         app.router.add_get("/v1/stat", _guarded(self._stat))
         app.router.add_post("/v1/public", _guarded(self._public))
@@ -185,6 +187,10 @@ class Door:
     async def _verify(self, request: web.Request) -> web.Response:
         digest = Digest.parse(str((await request.json())["digest"]))
         return web.json_response({"right": await self._host.verify(digest)})
+
+
+async def _say_version(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[HEADER] = SAID
 
 
 _Handler = Callable[[web.Request], Awaitable[web.Response]]

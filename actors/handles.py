@@ -15,10 +15,12 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
 
 from passel.actors.words import NAMESPACE, Reply, controller_name, peer_name, shard_name
+from passel.config.live import Applied
 from passel.core.inventory import BlobEntry
 from passel.core.jobs import Held
 from passel.core.messages import ReportItem, ShardMessage
 from passel.core.overview import Overview
+from passel.core.pins import Pinned
 from passel.core.rotation import Ring
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
@@ -74,12 +76,15 @@ class _Handle:
     ) -> Any:
         """The answer. Raises PeerUnavailable after `timeout_s`, or when `unless` is done."""
         actor = await self.actor()
+        call = getattr(actor, method, None)
+        if call is None:
+            # One that was started by an older passel, in the middle of an upgrade; its next life
+            # may know it.
+            self._actor = None
+            raise PeerUnavailable(f"{self.name} is of another version: it knows no {method}")
         try:
-            call = getattr(actor, method)
-        except AttributeError as error:
-            raise PeerUnavailable(f"{self.name} is of a version without {method}") from error
-        try:
-            return await _answer(self.name, call.remote(*args), timeout_s, unless)
+            ref = call.remote(*args)
+            return await _answer(self.name, ref, timeout_s, unless)
         except PeerUnavailable:
             self._actor = None
             raise
@@ -146,6 +151,19 @@ class PeerHandle(_Handle):
     async def take_ring(self, ring: Ring, timeout_s: float) -> None:
         """The peer signs and verifies with these secrets from now on."""
         await self.ask("take_ring", ring, timeout_s=timeout_s)
+
+    async def take_pins(self, pinned: Pinned, timeout_s: float) -> None:
+        """The peer keeps these blobs from now on."""
+        await self.ask("take_pins", pinned, timeout_s=timeout_s)
+
+    async def check_config(self, text: str, timeout_s: float) -> list[str]:
+        """What hinders the peer from taking up this configuration; nothing, if it can."""
+        answer: list[str] = await self.ask("check_config", text, timeout_s=timeout_s)
+        return answer
+
+    async def take_config(self, applied: Applied, timeout_s: float) -> None:
+        """The peer and its gateway go by this configuration from now on."""
+        await self.ask("take_config", applied, timeout_s=timeout_s)
 
     async def remove(self, digest: str, timeout_s: float) -> bool:
         """The peer has no complete blob of this digest any more; whether it had one."""

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from passel.actors import certifying, rotating
+from passel.actors import certifying, configuring, rotating
 from passel.actors.controller import Controller
 from passel.actors.handles import end_actor, live_nodes, strike_out
 from passel.actors.peer import Peer
@@ -57,8 +57,8 @@ def end() -> None:
     ]
     for name in sorted(found, key=lambda name: name != controller_name()):
         end_actor(name)
-    for key in (rotating.KEY, certifying.KEY):
-        strike_out(key)  # a cluster that is started again has a secret of its own
+    for key in (rotating.KEY, certifying.KEY, configuring.KEY):
+        strike_out(key)  # a cluster that is started again has a secret and files of its own
 
 
 def on_every_node(function: Callable[[str], object], argument: str) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from passel.actors.handles import ShardHandle
+from passel.actors.words import Reply
 from passel.core.messages import (
     Gains,
     PeerEvent,
@@ -17,6 +19,8 @@ from passel.core.messages import (
 )
 from passel.errors import PeerUnavailable
 from passel.ids import PeerId
+
+log = logging.getLogger(__name__)
 
 REPORT_TIMEOUT_S = 2.0
 #: Unhurried items wait this long for others.
@@ -45,6 +49,8 @@ class ShardLink:
         self._reborn: asyncio.Future[None] | None = None
         self._heartbeat_s = 1.0
         self.n_calls = 0
+        #: Why the shard does not let this peer take part; '' if it does.
+        self.refused = ""
 
     def tell(self, item: ReportItem, hurry: bool) -> None:
         last = self._items[-1] if self._items else None
@@ -105,10 +111,24 @@ class ShardLink:
             finally:
                 self._reborn = None
             self._heartbeat_s = reply.heartbeat_s
+            if reply.refused:
+                await self._stay_outside(reply)
+                continue
+            self.refused = ""
             self._note(reply.incarnation, reply.is_known)
             for message in reply.messages:
                 self._step(ShardSaid(message))
             self._step(ShardHeard(self.shard))
+
+    async def _stay_outside(self, reply: Reply) -> None:
+        """The shard is of another version: do without it, and say hello again after a while."""
+        if reply.refused != self.refused:
+            log.error("shard_refuses shard=%d why=%s", self.shard, reply.refused)
+        self.refused = reply.refused
+        self._items.clear()
+        self._step(ShardLost(self.shard))
+        await asyncio.sleep(reply.heartbeat_s)
+        self._note(reply.incarnation, is_known=False)
 
     async def _pause(self) -> None:
         """Until there is something to say, or a heartbeat is due.

@@ -14,6 +14,7 @@ from typing import Any
 
 from typing_extensions import assert_never
 
+from passel._version import __version__
 from passel.actors.certifying import contexts
 from passel.actors.door import Door, ReadAnswer, Reader
 from passel.actors.duties import BUG, Duties
@@ -22,12 +23,15 @@ from passel.actors.handles import ControllerHandle, own_address
 from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.actors.links import ShardLink
 from passel.actors.metrics import GatewayMetrics, Publisher
+from passel.actors.pinning import read_pins
 from passel.actors.preheating import Preheating
 from passel.actors.recording import PeerRecording
 from passel.actors.rotating import read_ring
 from passel.actors.scrubbing import Scrubbing
 from passel.actors.serving import Serving
+from passel.actors.standing import Standing
 from passel.actors.words import PeerSpec, peer_limits
+from passel.config.live import Applied
 from passel.config.load import load
 from passel.config.sections import Config
 from passel.config.units import host_port
@@ -67,8 +71,17 @@ from passel.core.messages import (
     Tell,
 )
 from passel.core.peer import PeerMachine
+from passel.core.pins import Pinned
 from passel.core.rotation import Ring
-from passel.errors import ContentError, NoSpace, PasselError, StoreError, StoreLocked
+from passel.core.versions import WIRE
+from passel.errors import (
+    ContentError,
+    NoSpace,
+    OriginUnavailable,
+    PasselError,
+    StoreError,
+    StoreLocked,
+)
 from passel.ids import BlobId, BlobRef, Digest
 from passel.store.partial import PartialBlob
 from passel.store.store import Store
@@ -89,7 +102,8 @@ LOCK_PATIENCE_S = 10.0
 START_AGAIN_S = 1.0
 STAT_TIMEOUT_S = 1.0
 STATUS_TIMEOUT_S = 5.0
-ADMIN_TIMEOUT_S = 10.0
+#: The controller may have to ask a registry what an image is made of.
+ADMIN_TIMEOUT_S = 25.0
 #: So much is verified and not hashed towards the whole digest: some milliseconds of a thread.
 AHEAD_BYTES = 8 * 1024 * 1024
 
@@ -106,7 +120,9 @@ class Peer:
         self._loop = asyncio.get_running_loop()
         path = os.environ.get("PASSEL_CONFIG")
         self._config_path = Path(path) if path else None
-        self._config: Config = load(self._config_path) if self._config_path else spec.config
+        self._standing = Standing(load(self._config_path) if self._config_path else spec.config)
+        await self._standing.take_up()
+        self._config = self._standing.config
         logs.setup(self._config.logging.level)
         self._duties = Duties(log)
         try:
@@ -116,8 +132,10 @@ class Peer:
             log.critical("store_unusable path=%s why=%s", self._config.store.path, error)
             await asyncio.sleep(START_AGAIN_S)
             os._exit(BUG)
+        self._store.quotas = quotas(self._config)
         self._serving = Serving(self._store)
         self._hashing_ahead: set[BlobId] = set()
+        self._pinned = await self._read_pins()
         self._ring = await self._read_ring()
         self._auth = ClusterAuth(*self._ring.secrets)
         config = self._config
@@ -200,6 +218,11 @@ class Peer:
                 log.critical("no_secret the cluster has none written down")
                 os._exit(BUG)
             await asyncio.sleep(0.1)
+
+    async def _read_pins(self) -> Pinned:
+        """What was pinned before this life began. The controller tells what comes later."""
+        pins = await asyncio.to_thread(read_pins)
+        return Pinned(0, frozenset(digest for pin in pins for digest in pin.digests))
 
     async def _listen(self) -> PeerInfo:
         host, port = host_port(self._config.peer.listen)
@@ -284,6 +307,26 @@ class Peer:
             self._ring = ring
             self._auth.replace(*ring.secrets)
 
+    async def take_pins(self, pinned: Pinned) -> None:
+        """Keep these blobs from now on. Idempotent."""
+        if pinned.generation > self._pinned.generation:
+            self._pinned = pinned
+
+    async def check_config(self, text: str) -> list[str]:
+        """What hinders this node from going by a configuration; nothing, if it can."""
+        return self._standing.check(text)
+
+    async def take_config(self, applied: Applied) -> None:
+        """Go by this configuration from now on, and have the gateway do so. Idempotent."""
+        if not self._standing.take(applied):
+            return
+        config = self._config = self._standing.config
+        logs.setup(config.logging.level)
+        self._store.capacity_bytes = int(config.store.capacity)
+        self._store.reserve_bytes = int(config.store.reserve)
+        self._store.quotas = quotas(config)
+        self._origins.adopt(config)
+
     async def status(self) -> dict[str, Any]:
         """Facts for `passel status`."""
         fetching, server = self._fetching, self._server
@@ -293,6 +336,11 @@ class Peer:
             "gateway": announced.get("gateway"),
             "health": announced.get("health"),
             "gateway_pid": announced.get("pid"),
+            "passel": __version__,
+            "wire": WIRE,
+            "trouble": next((link.refused for link in self._links if link.refused), ""),
+            "version": self._standing.version,
+            "gateway_version": announced.get("config_version", 0),
             "store": str(self._store.path),
             "bytes": dict(fetching.bytes_from),
             "cross_zone_bytes": fetching.cross_zone_bytes,
@@ -451,7 +499,9 @@ class Peer:
     def _open_partial(self, command: OpenPartial) -> None:
         self._serving.know(command.key)
         try:
-            self._store.create(command.key, command.size, command.piece_size)
+            self._store.create(
+                command.key, command.size, command.piece_size, self._pinned.digests.__contains__
+            )
             self._note_evictions()
         except NoSpace as error:
             log.warning("store_full blob=%s why=%s; reads pass through", command.key.digest, error)
@@ -533,6 +583,12 @@ class Peer:
         self._step(BlobLost(digest))
 
 
+def quotas(config: Config) -> dict[str, int]:
+    """Bytes of the store, for the upstreams that may not have all of it."""
+    upstreams = config.upstreams.items()
+    return {key: int(each.quota) for key, each in upstreams if each.quota is not None}
+
+
 class Origins:
     """The origin clients of one process, made at first use: the table of upstreams is closed."""
 
@@ -540,11 +596,23 @@ class Origins:
         self._config = config
         self._cluster = cluster
         self._clients: dict[str, OriginClient] = {}
+        #: Of former tables; few, each change is an operator's.
+        self._retired: list[OriginClient] = []
+
+    def adopt(self, config: Config) -> None:
+        """Another table counts from now on; what runs with an old client ends with it."""
+        for upstream in list(self._clients):
+            if config.upstreams.get(upstream) != self._config.upstreams.get(upstream):
+                self._retired.append(self._clients.pop(upstream))
+        self._config = config
 
     def of(self, upstream: str) -> OriginClient:
+        """Raises OriginUnavailable for one that is not in the table (any more, or yet)."""
         client = self._clients.get(upstream)
         if client is None:
-            section = self._config.upstreams[upstream]
+            section = self._config.upstreams.get(upstream)
+            if section is None:
+                raise OriginUnavailable(f"{upstream} is no upstream on this node")
             client = OriginClient(upstream, section, cluster=self._cluster)
             self._clients[upstream] = client
         return client

@@ -21,6 +21,7 @@ from passel.config.sections import Config
 from passel.core.inventory import BlobEntry, inventory
 from passel.core.messages import (
     Deliver,
+    Hello,
     PeerGone,
     PeersExpected,
     Reported,
@@ -30,6 +31,7 @@ from passel.core.messages import (
 )
 from passel.core.overview import Overview, overview
 from passel.core.shard import ShardMachine
+from passel.core.versions import refusal
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, PeerId
 from passel.telemetry import logs
@@ -43,6 +45,9 @@ QUIET_S = 2.0
 DELIVER_TIMEOUT_S = 5.0
 #: Reports per second that a shard lets its peers send when nothing happens.
 HEARTBEATS_PER_S = 500.0
+#: Peers that cannot take part ask again now and then, as everybody.
+REFUSED_HEARTBEAT_S = 5.0
+REFUSED_MAX = 10_000
 
 
 class Shard:
@@ -64,6 +69,8 @@ class Shard:
             now + QUIET_S if is_restart else 0.0,
         )
         self._peers: dict[PeerId, PeerHandle] = {}
+        #: Peers of another version, and the sentence that each was told.
+        self._refused: dict[PeerId, str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._duties = Duties(log)
         self._outbox = Outbox(self._duties, self._deliver, self._life, self._lost)
@@ -90,6 +97,9 @@ class Shard:
     async def report(self, peer: PeerId, incarnation: int, items: tuple[ReportItem, ...]) -> Reply:
         """Take in what a peer says; what is for that peer comes back at once. Idempotent."""
         self.n_reports += 1
+        refused = self._refusal(peer, items)
+        if refused:
+            return Reply(self._incarnation, True, (), REFUSED_HEARTBEAT_S, refused)
         before = self._life(peer)
         mine = self._step(Reported(peer, incarnation, items), peer)
         if self._life(peer) != before:
@@ -100,8 +110,23 @@ class Shard:
         is_known = self._life(peer) == incarnation
         return Reply(self._incarnation, is_known, tuple(mine), heartbeat_s)
 
+    def _refusal(self, peer: PeerId, items: tuple[ReportItem, ...]) -> str:
+        """Why a peer cannot take part: its first word says what it speaks."""
+        hello = next((item.info for item in items if isinstance(item, Hello)), None)
+        if hello is not None:
+            # One from before there were versions lacks the fields.
+            wire, oldest = getattr(hello, "wire", 0), getattr(hello, "oldest", 0)
+            why = refusal(wire, oldest, hello.node)
+            if not why:
+                self._refused.pop(peer, None)
+            elif self._refused.get(peer) != why and len(self._refused) < REFUSED_MAX:
+                log.error("peer_refused peer=%s why=%s", peer, why)
+                self._refused[peer] = why
+        return self._refused.get(peer, "")
+
     async def peer_gone(self, peer: PeerId) -> None:
         """The controller says that a peer's node is gone. Idempotent."""
+        self._refused.pop(peer, None)
         self._step(PeerGone(peer, for_good=True))
 
     async def stat(self, ref: BlobRef) -> tuple[int | None, float]:
@@ -116,6 +141,7 @@ class Shard:
             "pid": os.getpid(),
             "blobs": len(machine.swarms),
             "peers": len(machine.peers),
+            "refused": sorted(self._refused.values()),
             "epochs": machine.n_epochs,
             "edges": machine.n_edges,
             "leases": machine.n_leases,

@@ -52,13 +52,14 @@ class Reply:
     """What a shard answers to a report. A new incarnation knows nothing of earlier reports.
 
     `is_known`: whether this life of the peer has said hello. A peer that was taken for dead hears
-    so here, and announces itself again.
+    so here, and announces itself again. `refused`: why it cannot take part, until it is upgraded.
     """
 
     incarnation: int
     is_known: bool
     messages: tuple[ShardMessage, ...]
     heartbeat_s: float
+    refused: str = ""
 
 
 def shard_limits(config: Config) -> ShardLimits:

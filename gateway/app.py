@@ -26,12 +26,15 @@ from typing import IO, TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from passel.config import host_port
+from passel.config.live import applied_path, read_applied, with_applied
 from passel.errors import PasselError
+from passel.gateway.api import Api
 from passel.gateway.connection import Server
 from passel.gateway.context import Context
 from passel.gateway.manifestcache import ManifestCache
 from passel.gateway.routes import Routes, Services
 from passel.store import fileio
+from passel.telemetry import logs
 from passel.transport.origin import OriginClient
 
 if TYPE_CHECKING:
@@ -58,7 +61,12 @@ class Gateway:
     """All listeners of one node. `start` it, `stop` it, once each."""
 
     def __init__(self, config: Config, *, node: str | None = None) -> None:
-        self._config = config
+        self._own = config
+        #: Of the file that the peer writes: when it was looked at last, it was this one.
+        self._applied_stamp = _stamp(applied_path(config))
+        applied = read_applied(applied_path(config))
+        config = self._config = with_applied(config, applied)
+        self._version = 0 if applied is None else applied.version
         self._node = node
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -110,7 +118,7 @@ class Gateway:
         bound: dict[str, str] = {}
         for (kind, address, upstream), sock in zip(wanted, sockets, strict=True):
             bound[f"{kind} {address}"] = _address_of(sock)
-            await self._listen(sock, upstream, shows_page=kind == "health" and settings.ui)
+            await self._listen(sock, upstream, kind)
         self.context.addresses = list(bound.values())
         loop = asyncio.get_running_loop()
         self._sweeper = loop.create_task(self._sweep())
@@ -143,17 +151,44 @@ class Gateway:
             self._lock.close()
             self._lock = None
 
-    async def _listen(self, sock: socket.socket, upstream: str | None, *, shows_page: bool) -> None:
+    async def _listen(self, sock: socket.socket, upstream: str | None, kind: str) -> None:
         limits = self._config.gateway.limits
+        has_api = kind == "health" and self._config.gateway.api.enabled
         server = Server(
-            Routes(self._services, upstream, shows_page=shows_page),
+            Routes(
+                self._services,
+                upstream,
+                api=Api(self.context) if has_api else None,
+                shows_page=kind == "health" and self._config.gateway.ui,
+            ),
             header_bytes=int(limits.header_bytes),
-            is_full=lambda: self.context.n_connections() > limits.connections,
+            is_full=self._is_full,
             requests_max=limits.requests_per_connection,
         )
         self.context.servers.append(server)
         loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_server(server, sock=sock, backlog=BACKLOG))
+
+    def _is_full(self) -> bool:
+        return self.context.n_connections() > self._config.gateway.limits.connections
+
+    def _look_for_config(self) -> None:
+        """Go by what was applied to the cluster, if the node's peer has written something new."""
+        stamp = _stamp(applied_path(self._own))
+        if stamp == self._applied_stamp:
+            return
+        self._applied_stamp = stamp
+        applied = read_applied(applied_path(self._own))
+        config = self._config = with_applied(self._own, applied)
+        self._version = 0 if applied is None else applied.version
+        logs.setup(config.logging.level)
+        self.context.adopt(config)
+        _warn_of_open(config)
+        for server in self.context.servers:
+            server.requests_max = config.gateway.limits.requests_per_connection
+        self.note["config_version"] = self._version
+        self._publish_note()
+        log.info("config_taken version=%d", self._version)
 
     def _ports_before(self) -> dict[str, int]:
         """The ports of this node's last gateway, where the configuration leaves the choice open."""
@@ -180,6 +215,7 @@ class Gateway:
             "dedicated": dedicated,
             "store": str(self._config.store.path),
             "bound": bound,
+            "config_version": self._version,
         }
         self._publish_note()
 
@@ -193,9 +229,10 @@ class Gateway:
             log.warning("note_not_written reason=%s", error.strerror)
 
     async def _sweep(self) -> None:
-        header_s = self._config.gateway.limits.header_timeout.total_seconds()
         while True:
             await asyncio.sleep(SWEEP_S)
+            self._look_for_config()
+            header_s = self._config.gateway.limits.header_timeout.total_seconds()
             for server in self.context.servers:
                 server.sweep(IDLE_S, header_s, STALL_S)
             self.context.reader.sweep()
@@ -236,9 +273,7 @@ async def run(config: Config, *, node: str | None = None) -> None:
     except ListenError:
         await gateway.context.close()
         raise
-    for key, upstream in config.upstreams.items():
-        if upstream.read_policy == "open" or upstream.auth == "static":
-            log.warning("upstream_open_to_all_clients upstream=%s", key)
+    _warn_of_open(gateway.context.config)
     log.info("gateway_listens addresses=%s", ",".join(gateway.context.addresses))
     # What exists now lives as long as the process: not worth looking at in each collection.
     gc.collect()
@@ -255,6 +290,21 @@ def _prepare_process() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _warn_of_open(config: Config) -> None:
+    for key, upstream in config.upstreams.items():
+        if upstream.read_policy == "open" or upstream.auth == "static":
+            log.warning("upstream_open_to_all_clients upstream=%s", key)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Another one for each content of a file that is replaced as a whole."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _bind(address: str, port_before: int | None) -> socket.socket:

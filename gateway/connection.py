@@ -75,6 +75,7 @@ class Connection(RequestHandler):
         "_clean",
         "_head",
         "_head_bytes",
+        "_head_is_whole",
         "_head_since",
         "_raw",
         "busy",
@@ -103,6 +104,8 @@ class Connection(RequestHandler):
         self._head: bytes | None = None
         self._head_since: float | None = None
         self._head_bytes = 0
+        #: The parser has it, and its handler is about to start.
+        self._head_is_whole = False
         self._raw: socket.socket | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -148,14 +151,17 @@ class Connection(RequestHandler):
         self._clean = False
         self._note_head(data)
         super().data_received(data)
+        self._head_is_whole = bool(self._messages) or self._head_is_whole
 
     def _note_head(self, data: bytes) -> None:
         # Limits for heads that come in slices: the parser has one per line, and no clock.
-        if self._head is not None or self.busy:
+        # What follows a whole head is its body, or the next request.
+        if self._head is not None or self.busy or self._head_is_whole:
             return
         if self._head_since is None:
             self._head_since = self.loop.time()
-        self._head_bytes += len(data)
+        end = data.find(b"\r\n\r\n")
+        self._head_bytes += len(data) if end < 0 else end
         if self._head_bytes > self.server.header_bytes and self.transport is not None:
             self.transport.write(
                 failure_bytes(431, "UNSUPPORTED", "the request's head is too long")
@@ -239,6 +245,11 @@ class Connection(RequestHandler):
         self.last_active = self.loop.time()
         await self._drain_helper()
 
+    def go_on(self) -> None:
+        """The client may send the body that it has announced. Source: RFC 9110 10.1.1."""
+        if self.transport is not None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     async def send_file(self, header: bytes, file: PinnedFile, offset: int, count: int) -> None:
         """Send header bytes, then part of a file; returns when the kernel has all of it."""
         await self._drain_helper()
@@ -301,6 +312,7 @@ class Connection(RequestHandler):
         self.started = False
         self._head_since = None
         self._head_bytes = 0
+        self._head_is_whole = False
 
     def finish(self, request: BaseRequest, keep: bool) -> StreamResponse:
         """A handler has written its whole answer; `keep`: another request may follow."""

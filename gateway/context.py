@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passel.config import host_port
-from passel.errors import PeerBusy
+from passel.errors import OriginUnavailable, PeerBusy
 from passel.gateway.door import Door
 from passel.gateway.grants import CHECK_S, Grants
 from passel.gateway.outages import Outages
@@ -114,13 +114,36 @@ class Context:
         self._direct_at: dict[str, asyncio.Semaphore] = {}
         self._make_origin = make_origin
         self._origins: dict[str, OriginClient] = {}
+        #: Clients of former configurations; few, each change is an operator's.
+        self._retired: list[OriginClient] = []
         #: ``host:port`` of the listeners, once they listen; IPv6 in brackets.
         self.addresses: list[str] = []
         self.servers: list[Server] = []
 
+    def adopt(self, config: Config) -> None:
+        """Another configuration counts from now on. What runs with an old client ends with it."""
+        before, self.config = self.config, config
+        for upstream in before.upstreams:
+            if before.upstreams[upstream] != config.upstreams.get(upstream):
+                client = self._origins.pop(upstream, None)
+                if client is not None:
+                    self._retired.append(client)
+                self._direct_at.pop(upstream, None)
+                self.grants.forget(upstream)
+        self.grants.adopt(config)
+        for server in self.servers:
+            server.templates.clear()
+
+    def learned_upstream(self, request: V2Request) -> str | None:
+        """Where the digest of a request is at home, if that is an upstream still."""
+        upstream = self.learned.upstream(request)
+        return upstream if upstream in self.config.upstreams else None
+
     def origin(self, upstream: str) -> OriginClient:
         """The client for an upstream; one each, with its pool of connections."""
         client = self._origins.get(upstream)
+        if client is None and upstream not in self.config.upstreams:
+            raise OriginUnavailable(f"{upstream} is no upstream any more")
         if client is None:
             client = self._origins[upstream] = self._make_origin(upstream)
         return client
@@ -204,7 +227,7 @@ class Context:
     async def close(self) -> None:
         """Close connections and files."""
         await self.door.close()
-        for client in self._origins.values():
+        for client in (*self._origins.values(), *self._retired):
             await client.close()
         self.reader.close()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from passel.core.versions import HEADER, WIRE, said, understood
 from passel.errors import (
     InputError,
     OriginNonsense,
@@ -36,6 +37,9 @@ CONNECT_S = 0.5
 PROBE_S = 0.3
 #: How often a socket that went away, or a peer that is mute, is looked for.
 RETRY_S = 0.05
+#: The peer waits 25 s for the controller, which may wait 20 s for a registry.
+ADMIN_S = 30.0
+STATUS_S = 10.0
 REVIVE_S = 0.5
 _LOST = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
@@ -150,6 +154,8 @@ class Door:
         #: It takes connections and says nothing (stopped, or out of its mind).
         self._mute = False
         self._reviver: asyncio.Task[None] | None = None
+        #: The wire version of a peer that cannot be talked to.
+        self._stranger: int | None = None
 
     @property
     def is_up(self) -> bool:
@@ -238,10 +244,24 @@ class Door:
             response = await self._client().post(f"http://peer{path}", json=question)
         except _LOST as error:
             raise PeerUnavailable("the peer's socket does not answer") from error
+        self._check_version(response)
         if response.status != 200:
             response.close()
             raise PeerUnavailable(f"the peer answered {response.status}")
         return response
+
+    def _check_version(self, response: aiohttp.ClientResponse) -> None:
+        """Raises PeerUnavailable: then reads go to the origin until both are of one version."""
+        wire, oldest = said(response.headers.get(HEADER))
+        if understood(wire, oldest):
+            self._stranger = None
+            return
+        if self._stranger != wire:
+            self._stranger = wire
+            text = "peer_of_another_version it speaks wire version %d, this gateway %d: %s"
+            log.error(text, wire, WIRE, "restart both with the same passel")
+        response.close()
+        raise PeerUnavailable("this node's peer is of another version than its gateway")
 
     async def stat(self, ref: BlobRef, timeout_s: float) -> Known | None:
         """What the cluster knows, without asking the origin; None: it cannot be asked."""
@@ -294,6 +314,7 @@ class Door:
 
     async def _get_json(self, path: str, query: dict[str, str] | None = None) -> dict[str, Any]:
         async with self._client().get(f"http://peer{path}", params=query) as response:
+            self._check_version(response)
             if response.status != 200:
                 raise PeerUnavailable(f"the peer answered {response.status}")
             answer = await response.json(content_type=None)
@@ -301,6 +322,32 @@ class Door:
             raise PeerUnavailable("the peer's word makes no sense")
         self._gone_since = None
         return answer
+
+    async def admin(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """What the cluster's controller answers: an HTTP status, and facts or errors.
+
+        Raises PeerUnavailable.
+        """
+        try:
+            async with self._client().post(
+                f"http://peer/v1/admin/{verb}",
+                json=fields,
+                timeout=aiohttp.ClientTimeout(total=ADMIN_S, sock_connect=CONNECT_S),
+            ) as response:
+                self._check_version(response)
+                answer = await response.json(content_type=None)
+        except (*_LOST, ValueError) as error:
+            raise PeerUnavailable("this node's peer does not answer") from error
+        if not isinstance(answer, dict) or (response.status >= 400 and "errors" not in answer):
+            raise PeerUnavailable("the cluster's controller does not answer")
+        return response.status, answer
+
+    async def cluster_status(self) -> dict[str, Any]:
+        """The whole cluster as its controller sees it. Raises PeerUnavailable."""
+        try:
+            return await asyncio.wait_for(self._get_json("/v1/status"), STATUS_S)
+        except (*_LOST, ValueError) as error:
+            raise PeerUnavailable("this node's peer does not answer") from error
 
     async def is_alive(self) -> bool:
         """Whether the peer answers now."""

@@ -16,7 +16,7 @@ import hmac
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from passel.errors import (
     OriginNonsense,
@@ -106,6 +106,18 @@ class Grants:
         self._challenges: OrderedDict[tuple[str, str], OriginRefused] = OrderedDict()
         #: Things to tell the cluster; kept so that they are not collected half-way.
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def adopt(self, config: Config) -> None:
+        """Another configuration counts from now on."""
+        self._config = config
+
+    def forget(self, upstream: str) -> None:
+        """What this upstream said counts no more: it may be another registry now."""
+        tables: list[OrderedDict[Any, Any]] = [self._grants, self._refused]
+        tables += [self._is_public, self._challenges]
+        for table in tables:
+            for key in [key for key in table if key[0] == upstream]:
+                del table[key]
 
     def identity(self, upstream: str, authorization: str | None) -> str:
         """Who a client is to an upstream: a name that gives nothing away."""

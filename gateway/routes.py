@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from passel.errors import InputError, OriginRefused, PasselError
+from passel.gateway.api import PREFIX, Api
 from passel.gateway.blobs import Blobs
 from passel.gateway.connection import Connection
 from passel.gateway.exchange import Exchange, Target, parse_target
@@ -63,13 +64,20 @@ class Services:
 class Routes:
     """The handler of one listener; `dedicated` is the upstream that it is bound to, if any.
 
-    `shows_page`: `/ui` is the page, and no path of a registry.
+    `shows_page`: `/ui` is the page, and no path of a registry. `api` answers what begins with
+    ``/api/v1``, where the listener has that.
     """
 
     def __init__(
-        self, services: Services, dedicated: str | None, *, shows_page: bool = False
+        self,
+        services: Services,
+        dedicated: str | None,
+        *,
+        api: Api | None = None,
+        shows_page: bool = False,
     ) -> None:
         self._services = services
+        self._api = api
         self._shows_page = shows_page
         self._context = services.context
         self._dedicated = dedicated
@@ -101,6 +109,10 @@ class Routes:
             raise Refusal(
                 Failure(508, "UNSUPPORTED", "the request came back here by way of an upstream")
             )
+        if self._api is not None and request.raw_path.startswith(f"{PREFIX}/"):
+            exchange.target = parse_target(request.raw_path)
+            await self._api.serve(exchange)
+            return
         if request.method not in ("GET", "HEAD"):
             raise Refusal(_not_allowed(_PUSH))
         if request.body_exists:
@@ -150,7 +162,7 @@ class Routes:
             selectors,
             context.config.upstream_for,
             own=context.is_own,
-            learned=context.learned.upstream,
+            learned=context.learned_upstream,
         )
         exchange.kind = asked.kind
         if asked.kind == "ping":

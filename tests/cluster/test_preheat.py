@@ -145,6 +145,33 @@ def test_a_blob_to_a_zone_and_to_all(jobs_lab: Lab, slow_origin: Origin) -> None
     assert "no node has it" in passel(jobs_lab, "rm", digest).stdout
 
 
+def test_a_pin_is_listed_survives_its_controller_and_ends(
+    jobs_lab: Lab, slow_origin: Origin
+) -> None:
+    data = os.urandom(MIB)
+    digest = slow_origin.put(data)
+    name = f"lab/org/app@{digest}"
+    assert facts(jobs_lab, "preheat", name, "--to", "node=n1", "--ttl", "7d", "--watch")
+    (pin,) = facts(jobs_lab, "pin")
+    assert (pin["what"], pin["blobs"]) == (name, 1)
+
+    def entry() -> dict[str, Any]:
+        blobs = {blob["digest"]: blob for blob in facts(jobs_lab, "ls")["blobs"]}
+        found: dict[str, Any] = blobs[digest]
+        return found
+
+    assert entry()["pinned_until"] == pin["until"]
+    assert facts(jobs_lab, "pin", digest)["until"] is None, "the same blob, now for good"
+    assert entry()["pinned"]
+    os.kill(controller_pid(jobs_lab), signal.SIGKILL)
+    eventually(lambda: passel(jobs_lab, "pin").stdout.count(pin["pin"]) == 1)
+    assert len(facts(jobs_lab, "unpin", name)["unpinned"]) == 1
+    assert not entry()["pinned"]
+    short = facts(jobs_lab, "pin", digest, "--ttl", "1 s")
+    assert short["until"] is not None
+    eventually(lambda: facts(jobs_lab, "pin") == [], 10)
+
+
 def test_an_image_of_one_platform_or_of_all(jobs_lab: Lab, slow_origin: Origin) -> None:
     layers = {"linux/amd64": os.urandom(MIB), "linux/arm64": os.urandom(MIB)}
     digests = push_image(slow_origin, "v1", layers)
@@ -238,6 +265,9 @@ def test_a_copy_that_its_disk_spoilt_is_put_aside_and_comes_anew(
         (("jobs", "nix"), 1, "there is no job nix"),
         (("jobs", "nix", "--cancel"), 1, "there is no job nix"),
         (("rm", "sha256:12"), 2, "the digest must be"),
+        (("preheat", "{blob}", "--ttl", "7"), 2, "--ttl: expected a number and one of"),
+        (("pin", "sha256:12"), 1, "the digest must be"),
+        (("unpin", "nix"), 1, "there is no pin nix"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -141,6 +141,16 @@ def test_up_status_get_down_leave_nothing(state: Path, config: Path, origin: Ori
     assert facts["controller"]["pid"]
     data = os.urandom(7_000_000)
     digest = origin.put(data)
+    token = state / "api-token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
+    order = json.dumps({"what": digest}).encode()
+    pins = urllib.request.Request(f"{facts['nodes'][3]['health']}/api/v1/pins", order, headers)
+    with urllib.request.urlopen(pins, timeout=10) as answer:
+        assert json.load(answer)["until"] is None
+    # What the file says of ports and folders, `up` has given each node its own of.
+    applied = passel("config", "apply", str(config), "--state", str(state))
+    assert "version 1 is what counts" in applied.stdout, applied.stderr
     target = state.parent / "got"
     got = passel("get", f"lab/org/app@{digest}", "-o", str(target), "--state", str(state))
     assert got.returncode == 0, got.stderr

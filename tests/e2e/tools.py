@@ -104,6 +104,13 @@ class DockerRegistry:
             )
         until(self._answers)
 
+    def configure(self, **sections: Any) -> None:
+        """Start again, at the same address, with these sections too."""
+        self.stop()
+        config = json.loads(self._config.read_text())
+        self._config.write_text(json.dumps({**config, **sections}))
+        self.start()
+
     def _answers(self) -> bool:
         try:
             return bool(urllib.request.urlopen(f"{self.url}/v2/", timeout=2).status == 200)

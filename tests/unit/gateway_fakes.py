@@ -19,7 +19,9 @@ from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry
 
 from passel.config import Config
+from passel.core.versions import HEADER, SAID
 from passel.errors import DigestMismatch, OriginRefused, OriginTimeout, OriginUnavailable
+from passel.gateway.api import Api
 from passel.gateway.connection import Server
 from passel.gateway.context import Context
 from passel.gateway.manifestcache import ManifestCache
@@ -204,15 +206,26 @@ class FakeDoor:
         self.open_reads = 0
         #: What the controller says to who watches; None: it does not answer.
         self.view: dict[str, Any] | None = None
+        #: What the controller says to each verb, and what it was asked.
+        self.admin: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.admin_asked: list[tuple[str, dict[str, Any]]] = []
+        self.says_version: str | None = SAID
         self._runner: web.AppRunner | None = None
+
+    async def _say_version(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self.says_version is not None:
+            response.headers[HEADER] = self.says_version
 
     async def start(self) -> None:
         app = web.Application()
+        app.on_response_prepare.append(self._say_version)
         app.router.add_post("/v1/ensure", self._ensure)
         app.router.add_get("/v1/stat", self._stat)
         app.router.add_post("/v1/public", self._public)
         app.router.add_get("/v1/health", self._health)
         app.router.add_get("/v1/watch", self._watch)
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_post("/v1/admin/{verb}", self._admin)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.path / "peer.sock")).start()
@@ -235,6 +248,16 @@ class FakeDoor:
         packed = zlib.compress(json.dumps(self.view).encode())
         headers = {"Content-Encoding": "deflate"}
         return web.Response(body=packed, content_type="application/json", headers=headers)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        facts = {"nodes": [], "shards": [], "controller": {"node": "n1", "pid": 1}, "blobs": 0}
+        return web.json_response(facts)
+
+    async def _admin(self, request: web.Request) -> web.Response:
+        verb = request.match_info["verb"]
+        self.admin_asked.append((verb, await request.json()))
+        status, facts = self.admin.get(verb, (503, {"message": "the controller is away"}))
+        return web.json_response(facts, status=status)
 
     async def _stat(self, request: web.Request) -> web.Response:
         digest = request.query["digest"]
@@ -350,6 +373,8 @@ class World:
     session: aiohttp.ClientSession
     folder: Path
     page: Page
+    #: A listener with the API.
+    health: str = ""
 
     @property
     def origin(self) -> FakeOrigin:
@@ -425,8 +450,10 @@ async def world(folder: Path, config: Config | None = None) -> AsyncIterator[Wor
     )
     services = Services(context, ManifestCache(folder / "manifests"))
     listeners = []
-    for upstream in (None, "other"):
-        routes = Routes(services, upstream, shows_page=config.gateway.ui and upstream is None)
+    for upstream, api in ((None, None), ("other", None), (None, Api(context))):
+        routes = Routes(
+            services, upstream, api=api, shows_page=config.gateway.ui and upstream is None
+        )
         server = Server(routes, header_bytes=65536, is_full=lambda: False)
         context.servers.append(server)
         loop = asyncio.get_running_loop()
@@ -444,6 +471,7 @@ async def world(folder: Path, config: Config | None = None) -> AsyncIterator[Wor
             session,
             folder,
             services.page,
+            f"http://{bases[2]}",
         )
     finally:
         await session.close()

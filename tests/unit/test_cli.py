@@ -82,7 +82,20 @@ def test_no_command_is_the_help_and_nothing_else() -> None:
 
 def test_what_is_not_built_is_not_promised() -> None:
     names = {"up", "down", "status", "get", "demo", "config", "node"}
-    names |= {"preheat", "jobs", "ls", "rm", "rotate", "fsck", "sim", "trace", "explain"}
+    names |= {
+        "preheat",
+        "jobs",
+        "pin",
+        "unpin",
+        "schedules",
+        "ls",
+        "rm",
+        "rotate",
+        "fsck",
+        "sim",
+        "trace",
+        "explain",
+    }
     assert {
         command.name or command.callback.__name__ for command in main.app.registered_commands
     } | {group.name for group in main.app.registered_groups} == names

@@ -5,11 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import pytest
+
 from passel.actors.duties import Duties
+from passel.actors.handles import PeerHandle
 from passel.actors.links import ShardLink
 from passel.actors.outbox import Outbox
 from passel.actors.words import Reply
-from passel.core.messages import Announced, PeerEvent, ReportItem, Revoke, ShardMessage, ShardReborn
+from passel.core.messages import (
+    Announced,
+    PeerEvent,
+    ReportItem,
+    Revoke,
+    ShardHeard,
+    ShardLost,
+    ShardMessage,
+    ShardReborn,
+)
+from passel.core.pins import Pinned
+from passel.core.versions import OLDEST, WIRE, refusal
 from passel.errors import PeerUnavailable
 from passel.ids import BlobId, PeerId
 
@@ -155,3 +169,40 @@ async def test_a_report_to_the_former_life_does_not_hold_up_the_announcement() -
     task.cancel()
     assert [type(event) for event in events].count(ShardReborn) == 1
     assert not link.heard(7)
+
+
+async def test_a_peer_that_the_shard_does_not_understand_says_why_and_tries_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    why = refusal(99, 98, "n1")
+    refused = Reply(7, True, (), 0.01, why)
+    shard = AnsweringShard([refused, refused, Reply(7, True, (), 0.01)])
+    events: list[PeerEvent] = []
+    link = ShardLink(0, ME, 1, events.append)
+    link.handle = shard  # type: ignore[assignment]
+    link.tell(Announced(), hurry=True)
+    task = asyncio.get_running_loop().create_task(link.run())
+    await asyncio.wait_for(shard.is_done.wait(), 5)
+    task.cancel()
+    kinds = [type(event) for event in events]
+    # Without the shard its reads pass through; each time it says hello again.
+    assert kinds[:4] == [ShardLost, ShardReborn, ShardLost, ShardReborn]
+    assert ShardHeard in kinds
+    assert link.refused == "", "it was let in at last"
+    assert caplog.text.count(why) == 1, "said once"
+
+
+def test_who_understands_whom() -> None:
+    assert refusal(WIRE, OLDEST, "n1") == ""
+    assert refusal(WIRE + 1, WIRE, "n1") == "", "the next version understands this one"
+    newer = refusal(WIRE + 2, WIRE + 1, "n1")
+    assert "node n1 speaks wire version" in newer
+    assert "upgrade the node of the controller" in newer
+    assert "upgrade node n1" in refusal(0, 0, "n1")
+
+
+async def test_an_actor_of_an_older_version_is_no_bug_of_ours() -> None:
+    handle = PeerHandle(ME)
+    handle._actor = object()
+    with pytest.raises(PeerUnavailable, match="of another version: it knows no take_pins"):
+        await handle.take_pins(Pinned(1, frozenset()), 1.0)

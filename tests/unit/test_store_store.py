@@ -534,6 +534,28 @@ def test_the_order_of_use_survives_a_restart(root: Path) -> None:
         assert store.evict(CAPACITY, keep_none) == [keys[n].digest for n in (1, 2, 0)]
 
 
+def test_what_is_pinned_goes_last_and_only_when_the_disk_itself_is_full(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    free = 10**9
+    monkeypatch.setattr(fileio, "free_bytes", lambda folder: free)
+    with Store.open(root, CAPACITY) as store:
+        pinned = {put(store, content(f"p{i}", 30_000)).digest for i in range(2)}
+        loose = put(store, content("l", 30_000)).digest
+        # The capacity is used up by what is pinned: the new one does not fit, nothing is lost.
+        with pytest.raises(NoSpace):
+            store.create(key_of(b"n"), 60_000, PIECE, pinned.__contains__)
+        assert set(store.completes()) == {*pinned, loose}
+        # Somebody else fills the disk: first what is not pinned, although it was used last.
+        free = 5_000
+        monkeypatch.setattr(store, "reserve_bytes", 1_000)
+        assert store.evict(25_000, pinned.__contains__) == [loose]
+        gone = store.evict(25_000, pinned.__contains__)
+        assert len(gone) == 1
+        assert set(gone) < pinned
+        assert "evicted_although_pinned" in caplog.text
+
+
 def test_create_evicts_as_much_as_needed_and_nothing_in_vain(store: Store) -> None:
     keys = [key_of(put(store, content(f"{n}", 30_000)).path.read_bytes()) for n in range(3)]
     with pytest.raises(NoSpace):
@@ -561,6 +583,52 @@ def test_the_reserve_counts_what_was_promised(root: Path, monkeypatch: pytest.Mo
         fill(blob, data, range(3))
         monkeypatch.setattr(fileio, "free_bytes", lambda folder: 7000)
         store.create(key_of(b"x"), 3000, PIECE)
+
+
+def test_an_upstream_over_its_quota_loses_its_own_least_recently_used(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = itertools.count(10**18, 100 * 10**9)
+    with Store.open(root, CAPACITY, clock_ns=lambda: next(clock)) as store:
+        other = put(store, content("o", 20_000), "other").digest
+        ours = [put(store, content(f"m{i}", 10_000), "lab").digest for i in range(3)]
+        assert store.upstream_bytes("lab") == 30_000
+    # Who brought what is known after a restart, and half a line hurts nobody.
+    with (root / "owners").open("a") as file:
+        file.write("sha256:12")
+    with Store.open(root, CAPACITY, clock_ns=lambda: next(clock)) as store:
+        store.quotas = {"lab": 35_000}
+        store.complete(ours[0])
+        with pytest.raises(NoSpace, match="its quota of 35000"):
+            store.create(key_of(b"x", "lab"), 36_000, PIECE)
+        with pytest.raises(NoSpace, match="30000 of its quota of 35000"):
+            store.create(key_of(b"x", "lab"), 20_000, PIECE, set(ours).__contains__)
+        assert len(store.completes()) == 4, "nothing is evicted in vain"
+        store.create(key_of(b"x", "lab"), 20_000, PIECE)
+        assert set(store.completes()) == {other, ours[0]}, "what was used last stays"
+        assert store.upstream_bytes("lab") == 30_000, "what is under way counts"
+        assert "sha256:12\n" not in (root / "owners").read_text()
+        store.create(key_of(b"y", "other"), 50_000, PIECE)
+        assert set(store.completes()) == {other, ours[0]}
+        # Nothing of the quota's victims is lost when the store as a whole has no room.
+        with pytest.raises(NoSpace):
+            store.create(key_of(b"z", "lab"), 15_000, PIECE, {other}.__contains__)
+        assert set(store.completes()) == {other, ours[0]}
+
+
+def test_the_file_of_owners_does_not_grow_for_ever(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("passel.store.owners.IDLE_LINES_MAX", 10)
+    with Store.open(root, CAPACITY) as store:
+        for i in range(20):
+            blob = put(store, content(f"{i}", 100), "lab")
+            store.remove(blob.digest)
+        kept = put(store, content("kept", 100), "lab")
+        assert len((root / "owners").read_text().splitlines()) == 21
+    with Store.open(root, CAPACITY) as store:
+        assert (root / "owners").read_text() == f"{kept.digest} lab\n"
+        assert store.upstream_bytes("lab") == 100
 
 
 def test_blobs_and_partials_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

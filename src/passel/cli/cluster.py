@@ -274,3 +274,15 @@ def print_nodes(facts: dict[str, Any]) -> None:
         ),
         n_left=4,
     )
+    for node in facts["nodes"]:
+        if node.get("trouble"):
+            out.print(f"{node['node']}: {node['trouble']}", markup=False)
+    config = facts.get("config") or {}
+    if config.get("version"):
+        behind = ", ".join(
+            node["node"]
+            for node in facts["nodes"]
+            if set((node.get("config") or {}).values()) != {config["version"]}
+        )
+        rest = f"; not yet on {behind}" if behind else ""
+        out.print(f"configuration: version {config['version']}{rest}", markup=False)

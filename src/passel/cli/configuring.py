@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +15,35 @@ from typing import Annotated
 
 import typer
 
-from passel.cli import clientfiles
+from passel.cli import clientfiles, plan
 from passel.cli.clientfiles import Edit, Plan
-from passel.cli.cluster import JsonOption
+from passel.cli.cluster import JsonOption, StateOption, state_folder
 from passel.cli.console import errors_are_sentences, fail, out, print_json
+from passel.client import Client
 from passel.config import Config, dump, load, missing_files
-from passel.errors import ConfigError
+from passel.config.live import written_keys
+from passel.errors import ConfigError, PasselError, TransientError
 from passel.store import fileio
 
-app = typer.Typer(no_args_is_help=True, help="Check and show the configuration; set up clients.")
+app = typer.Typer(
+    no_args_is_help=True, help="Check, show and apply the configuration; set up clients."
+)
 
 #: The file as it was before passel first changed it.
 BACKUP = ".before-passel"
 
+#: Peers are told within a second; a node that does not answer is named then.
+APPLY_MAX_S = 15.0
+APPLY_EVERY_S = 0.2
+
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="passel's configuration (YAML).")
+]
+NodeConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", envvar="PASSEL_CONFIG", help="The configuration of this node of a Ray cluster."
+    ),
 ]
 GatewayOption = Annotated[
     str | None, typer.Option(help="URL of the gateway. Left out: the first of gateway.listen.")
@@ -64,6 +80,40 @@ def show(
         if file is None and not defaults:
             fail("name a file, or say --defaults", 2)
         sys.stdout.write(dump(load(file) if file is not None else Config()))
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="The YAML file.")],
+    state: StateOption = None,
+    config: NodeConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a running cluster go by a file, without a restart; wrong, it is refused as a whole."""
+    with errors_are_sentences():
+        wanted = load(file)
+        missing = missing_files(wanted)
+        if missing:
+            fail("\n".join(missing), 2)
+        folder = state_folder(state)
+        written = written_keys(wanted)
+        if config is None or state is not None:
+            # Of these, `passel up` gives every node its own.
+            written = {k: v for k, v in written.items() if k not in plan.OWN_KEYS}
+        client = Client(state=folder.path, config=config if state is None else None)
+        facts = client.ask("apply", text=dump(wanted), written=written)
+        deadline = time.monotonic() + APPLY_MAX_S
+        while facts["waits_for"] and time.monotonic() < deadline:
+            time.sleep(APPLY_EVERY_S)
+            with contextlib.suppress(TransientError):
+                facts = client.ask("config")
+        if as_json:
+            print_json(facts)
+        else:
+            out.print(f"version {facts['version']} is what counts; gateways follow in a second")
+        if facts["waits_for"]:
+            nodes = ", ".join(facts["waits_for"])
+            raise PasselError(f"these nodes do not answer, and take it up when they do: {nodes}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`passel preheat`, `jobs`, `ls`, `rm`, `rotate`: what the controller does for all nodes."""
+"""`passel preheat`, `jobs`, `schedules`, `pin`, `ls`, `rm`, `rotate`: what controllers do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import typer
 from passel.cli.cluster import JsonOption, StateOption, state_folder
 from passel.cli.console import err, errors_are_sentences, fail, out, print_json, print_table, size
 from passel.client import Client
-from passel.errors import PasselError, TransientError
+from passel.config import parse_duration
+from passel.errors import InputError, PasselError, TransientError
 from passel.ids import Digest
 
 WATCH_EVERY_S = 0.5
@@ -29,6 +30,22 @@ ConfigOption = Annotated[
 ]
 
 
+TtlOption = Annotated[
+    str | None, typer.Option(help="Not to be evicted for so long: 7d, 12 h. [no promise]")
+]
+
+
+def _seconds(option: str, text: str | None) -> float | None:
+    """A length of time as it was typed. Raises InputError."""
+    try:
+        seconds = None if text is None else parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise InputError(400, "UNSUPPORTED", f"{option}: {error}, got {text}") from None
+    if seconds is not None and seconds <= 0:
+        raise InputError(400, "UNSUPPORTED", f"{option}: expected more than 0 s, got {text}")
+    return seconds
+
+
 def _client(state: Path | None, config: Path | None) -> Client:
     """The cluster of this host: the one in a state folder that is named, or of a configuration."""
     return Client(state=state_folder(state).path, config=config if state is None else None)
@@ -41,6 +58,11 @@ def preheat(
         str | None, typer.Option(help="OS/ARCHITECTURE of an image, or all. [this host's]")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay until it is done.")] = False,
+    ttl: TtlOption = None,
+    every: Annotated[
+        str | None, typer.Option(help="Again and again, from now on: 6h, 30 min.")
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="Each day at HH:MM (UTC).")] = None,
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -48,7 +70,17 @@ def preheat(
     """Bring an image or a blob to nodes before anybody asks for it."""
     with errors_are_sentences():
         client = _client(state, config)
-        facts = client.preheat(what, to=to, platform=platform or _own_platform())
+        platform, ttl_s = platform or _own_platform(), _seconds("--ttl", ttl)
+        if every is not None or at is not None:
+            if watch:
+                fail("a schedule has no end to watch for: leave --watch out", 2)
+            every_s = _seconds("--every", every)
+            facts = client.schedule(
+                what, every_s=every_s, at=at, to=to, platform=platform, ttl_s=ttl_s
+            )
+            print_json(facts) if as_json else _print_schedules([facts])
+            return
+        facts = client.preheat(what, to=to, platform=platform, ttl_s=ttl_s)
         if watch:
             facts = _watch(client, str(facts["job"]))
         if as_json:
@@ -88,6 +120,35 @@ def jobs(
         print_json(facts) if as_json else _print_job(facts)
 
 
+def schedules(
+    schedule: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The preheats that come again, and what became of their last run."""
+    with errors_are_sentences():
+        client = _client(state, config)
+        if cancel:
+            if schedule is None:
+                fail("name the schedule: passel schedules SCHEDULE --cancel", 2)
+            found = [client.ask("unschedule", schedule=schedule)]
+        else:
+            found = client.ask("schedules")["schedules"]
+            found = [each for each in found if schedule in (None, each["schedule"])]
+            if schedule is not None and not found:
+                fail(f"there is no schedule {schedule}: see passel schedules")
+        print_json(found) if as_json else _print_schedules(found)
+
+
+def _print_schedules(facts: list[dict[str, Any]]) -> None:
+    columns = ("schedule", "what", "to", "when", "next", "last", "job", "trouble")
+    print_table(
+        columns, (tuple(str(each[key] or "") for key in columns) for each in facts), n_left=8
+    )
+
+
 def _watch(client: Client, job: str) -> dict[str, Any]:
     """The job when it is over."""
     last_heard = time.monotonic()
@@ -120,22 +181,71 @@ def ls(
             print_json(facts)
             return
         print_table(
-            ("digest", "upstream", "size", "complete", "partial", "wanted"),
+            ("digest", "upstream", "pinned", "size", "complete", "partial", "wanted"),
             (
                 (
                     blob["digest"],
                     " ".join(blob["upstreams"]),
+                    (blob["pinned_until"] or "for good") if blob["pinned"] else "",
                     "" if blob["size"] is None else size(blob["size"]),
                     *(str(blob[key]) for key in ("complete", "partial", "wanted")),
                 )
                 for blob in facts["blobs"]
             ),
-            n_left=2,
+            n_left=3,
         )
         if facts["total"] > len(facts["blobs"]):
             out.print(f"{len(facts['blobs'])} of {facts['total']} blobs; --limit shows more")
         if facts["away"]:
             raise PasselError(f"these shards do not answer: {', '.join(facts['away'])}")
+
+
+def pin(
+    what: Annotated[
+        str | None, typer.Argument(help="UPSTREAM/REPO:TAG, UPSTREAM/REPO@DIGEST or sha256:...")
+    ] = None,
+    ttl: Annotated[str | None, typer.Option(help="For so long: 7d, 12 h. [for good]")] = None,
+    platform: Annotated[str, typer.Option(help="OS/ARCHITECTURE of an image, or all.")] = "all",
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Leave an image or a blob alone when room is made; without a name, list what is pinned."""
+    with errors_are_sentences():
+        client = _client(state, config)
+        if what is None:
+            pins = client.ask("pins")["pins"]
+            print_json(pins) if as_json else _print_pins(pins)
+            return
+        facts = client.pin(what, platform=platform, ttl_s=_seconds("--ttl", ttl))
+        if as_json:
+            print_json(facts)
+        else:
+            until = f"until {facts['until']}" if facts["until"] else "for good"
+            out.print(f"pin {facts['pin']}: {facts['blobs']} blobs, {until}", markup=False)
+
+
+def unpin(
+    what: Annotated[str, typer.Argument(help="What was pinned, or the pin's id.")],
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let room be made of what was pinned again."""
+    with errors_are_sentences():
+        facts = _client(state, config).unpin(what)
+        if as_json:
+            print_json(facts)
+        else:
+            out.print(f"{len(facts['unpinned'])} pins are gone")
+
+
+def _print_pins(pins: list[dict[str, Any]]) -> None:
+    print_table(
+        ("pin", "what", "until", "blobs"),
+        ((p["pin"], p["what"], p["until"] or "for good", str(p["blobs"])) for p in pins),
+        n_left=3,
+    )
 
 
 def rm(

@@ -13,6 +13,8 @@ from passel.config import Config, GatewayConfig, PeerConfig, StoreConfig, host_p
 from passel.errors import ConfigError
 
 NODES_MAX = 64
+#: Keys that `passel up` sets itself, whatever the file says.
+OWN_KEYS = ("store.path", "peer.listen", "seeds.count", "gateway.api.token_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,15 @@ def cluster_config(config: Config, seeds: int | None) -> Config:
         # All peers are on this machine: nobody else needs to reach them.
         changes["peer"] = config.peer.model_copy(update={"listen": "127.0.0.1:0"})
     return config.model_copy(update=changes)
+
+
+def with_token(config: Config, token_file: Path) -> Config:
+    """The HTTP API takes the token in this file, unless the configuration names another one."""
+    if config.gateway.api.token_file is not None:
+        return config
+    api = config.gateway.api.model_copy(update={"token_file": token_file})
+    gateway = config.gateway.model_copy(update={"api": api})
+    return config.model_copy(update={"gateway": gateway})
 
 
 def node_config(config: Config, number: int, store: Path) -> Config:

@@ -12,10 +12,12 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,7 @@ from passel.cli.processes import Process, identify
 from passel.client.exchange import fetch_json, to_socket
 from passel.client.state import NodeFolder, StateFolder, read_json
 from passel.config import Config, dump, load
+from passel.config.live import applied_path
 from passel.errors import ConfigError, PasselError, StoreError
 from passel.store import Store
 from passel.telemetry.logs import LineFormatter
@@ -117,12 +120,23 @@ class Supervisor:
 
     def _write_configs(self) -> None:
         _write(self.state.config, dump(self.config))
+        self._make_token()
         for node in self.nodes:
             folder = node.folder
             folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             config = plan.node_config(self.config, node.plan.number, folder.store)
+            config = plan.with_token(config, self.state.api_token)
+            # What was applied to the cluster that was here before does not count for this one.
+            applied_path(config).unlink(missing_ok=True)
             _write(folder.config, dump(config))
             _write(folder.facts, json.dumps({"node": folder.name, "zone": node.plan.zone}))
+
+    def _make_token(self) -> None:
+        """Once in the life of the folder: whoever calls the API has the token written down."""
+        with suppress(FileExistsError):
+            file = os.open(self.state.api_token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(file, "w") as token:
+                token.write(secrets.token_urlsafe(32) + "\n")
 
     def _try_stores(self) -> None:
         """Say at once what a peer could say only in its log, after having been started in vain."""

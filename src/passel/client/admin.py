@@ -20,8 +20,8 @@ from passel.oci.upstream import DOCKER_HUB
 if TYPE_CHECKING:
     from passel.client.client import Client
 
-#: The controller waits up to 5 s for a node, the peer 10 s for the controller.
-ADMIN_TIMEOUT_S = 15.0
+#: The controller waits up to 20 s for a registry, the peer 25 s for the controller.
+ADMIN_TIMEOUT_S = 30.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
 

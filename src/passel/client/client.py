@@ -136,18 +136,54 @@ class Client:
         """The cluster, in the shape of `passel status --json`."""
         return cluster_status(self._state) if self._store is None else peer_status(self._store)
 
-    def preheat(self, what: str, *, to: str = "all", platform: str = "all") -> dict[str, Any]:
+    def preheat(
+        self, what: str, *, to: str = "all", platform: str = "all", ttl_s: float | None = None
+    ) -> dict[str, Any]:
         """A job brings an image or a blob to nodes; the job, as it is now.
 
         `to` is all, seeds, ``zone=<zone>`` or ``node=<node>``; `platform` picks one of an image:
-        ``linux/amd64``. The same call again gives the same job. Raises InputError for what cannot
-        be, RequestRefused, PeerUnavailable.
+        ``linux/amd64``. For `ttl_s` seconds it is pinned too. The same call again gives the same
+        job. Raises InputError for what cannot be, RequestRefused, PeerUnavailable.
         """
-        target = parse_target(what)
-        return self.ask("submit", what=what, to=to, blobs=admin.blobs_of(self, target, platform))
+        blobs = admin.blobs_of(self, parse_target(what), platform)
+        return self.ask("submit", what=what, to=to, blobs=blobs, ttl_s=ttl_s)
+
+    def schedule(
+        self,
+        what: str,
+        *,
+        every_s: float | None = None,
+        at: str | None = None,
+        to: str = "all",
+        platform: str = "all",
+        ttl_s: float | None = None,
+    ) -> dict[str, Any]:
+        """A preheat that comes again: every so many seconds from now on, or each day at ``HH:MM``.
+
+        What a tag stands for is asked anew each time. Times are UTC. Raises as `preheat` does.
+        """
+        parse_target(what)
+        rule = {"every_s": every_s, "at": at}
+        return self.ask("schedule", what=what, to=to, platform=platform, ttl_s=ttl_s, **rule)
+
+    def pin(
+        self, what: str, *, platform: str = "all", ttl_s: float | None = None
+    ) -> dict[str, Any]:
+        """Eviction leaves an image or a blob alone for `ttl_s` seconds; None: until `unpin`.
+
+        Nothing is fetched. Raises as `preheat` does.
+        """
+        if what.startswith("sha256:"):
+            return self.ask("pin", what=what, ttl_s=ttl_s)
+        blobs = admin.blobs_of(self, parse_target(what), platform)
+        return self.ask("pin", what=what, blobs=blobs, ttl_s=ttl_s)
+
+    def unpin(self, what: str) -> dict[str, Any]:
+        """The pins of this name (what was pinned, the id of a pin, a digest) are gone."""
+        return self.ask("unpin", what=what)
 
     def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
-        """What the controller answers to jobs, submit, cancel, blobs, remove or rotate."""
+        """What the controller answers to one of the verbs of `passel.actors.admin`."""
         doors = [folder.door for folder in self._state.nodes()]
         if self._store is not None:
             doors = [self._store / "peer.sock"]
@@ -233,9 +269,13 @@ class AsyncClient:
         """See `Client.open`; the object blocks, so read it in a thread."""
         return await asyncio.to_thread(self._client.open, what)
 
-    async def preheat(self, what: str, *, to: str = "all", platform: str = "all") -> dict[str, Any]:
+    async def preheat(
+        self, what: str, *, to: str = "all", platform: str = "all", ttl_s: float | None = None
+    ) -> dict[str, Any]:
         """See `Client.preheat`."""
-        return await asyncio.to_thread(self._client.preheat, what, to=to, platform=platform)
+        return await asyncio.to_thread(
+            self._client.preheat, what, to=to, platform=platform, ttl_s=ttl_s
+        )
 
     async def status(self) -> dict[str, Any]:
         """See `Client.status`."""

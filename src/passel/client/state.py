@@ -6,6 +6,7 @@
     <state>/supervisor.json   its pid, and how the cluster was started
     <state>/progress          what it does, a line each
     <state>/ready | failed    all nodes answer | why they do not, one sentence
+    <state>/api-token         what callers of /api/v1 show, mode 0600
     <state>/ray               Ray's own folder
     <state>/<node>/           passel.yaml node.json gateway.json gateway.log store/
 """
@@ -103,6 +104,11 @@ class StateFolder:
     def config(self) -> Path:
         """The configuration of the cluster as a whole."""
         return self.path / "passel.yaml"
+
+    @property
+    def api_token(self) -> Path:
+        """The token of the HTTP API, its first line."""
+        return self.path / "api-token"
 
     @property
     def ray(self) -> Path:

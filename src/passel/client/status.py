@@ -41,6 +41,7 @@ def cluster_status(state: StateFolder) -> dict[str, Any]:
         "shards": view.get("shards", []),
         "controller": view.get("controller", {"node": None, "pid": None}),
         "blobs": view.get("blobs", 0),
+        "config": view.get("config", {"version": 0, "waits_for": []}),
     }
 
 

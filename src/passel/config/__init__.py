@@ -2,6 +2,7 @@
 
 from passel.config.load import build, dump, load, load_as, missing_files, parse, parse_as
 from passel.config.sections import (
+    ApiConfig,
     Config,
     GatewayConfig,
     LimitsConfig,
@@ -12,6 +13,7 @@ from passel.config.sections import (
     StoreConfig,
     TraceConfig,
     UpstreamConfig,
+    WebhooksConfig,
 )
 from passel.config.units import (
     duration_text,
@@ -22,6 +24,7 @@ from passel.config.units import (
 )
 
 __all__ = [
+    "ApiConfig",
     "Config",
     "GatewayConfig",
     "LimitsConfig",
@@ -32,6 +35,7 @@ __all__ = [
     "StoreConfig",
     "TraceConfig",
     "UpstreamConfig",
+    "WebhooksConfig",
     "build",
     "dump",
     "duration_text",

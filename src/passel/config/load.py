@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -123,11 +124,17 @@ def dump(config: Config) -> str:
 def missing_files(config: Config) -> list[str]:
     """One sentence per file that the configuration names and that is not there on this node."""
     return [
-        f"upstreams.{key}.{name}: there is no file {path}"
-        for key, upstream in config.upstreams.items()
-        for name, path in (("ca", upstream.ca), ("password_file", upstream.password_file))
+        f"{key}: there is no file {path}"
+        for key, path in _files(config)
         if path is not None and not path.is_file()
     ]
+
+
+def _files(config: Config) -> Iterator[tuple[str, Path | None]]:
+    for key, upstream in config.upstreams.items():
+        yield f"upstreams.{key}.ca", upstream.ca
+        yield f"upstreams.{key}.password_file", upstream.password_file
+    yield "gateway.api.token_file", config.gateway.api.token_file
 
 
 # ------------------------------------------------------------------ text -> values with positions

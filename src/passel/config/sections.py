@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -39,6 +40,7 @@ from passel.config.units import (
     Switch,
     host_port,
 )
+from passel.core.jobs import check_to
 from passel.errors import InputError
 from passel.oci.upstream import (
     DOCKER_HUB,
@@ -53,6 +55,13 @@ Mistake = tuple[tuple[str | int, ...], str]
 
 _PORTS = {"http": 80, "https": 443}
 _WILDCARDS = ("0.0.0.0", "::")
+
+
+def _targets(value: str) -> str:
+    try:
+        return check_to(value)
+    except InputError as error:
+        raise ValueError(error.message.partition(", got")[0]) from None
 
 
 class Section(BaseModel):
@@ -126,6 +135,9 @@ class UpstreamConfig(Section):
     """How long a tag is believed before the origin is asked again. 0 s asks every time."""
     connections: Count = 16
     """Connections to this registry from one node at any time."""
+    quota: Annotated[Size, Field(gt=0)] | None = None
+    """Bytes that its blobs may take of each node's store; for more of it, its least recently used
+    go. Left out, it may fill the store."""
 
     def mistakes(self) -> Iterator[Mistake]:
         tls = self.api.startswith("https://")
@@ -164,6 +176,17 @@ class LimitsConfig(Section):
     after 5 s."""
 
 
+class ApiConfig(Section):
+    """The HTTP API, /api/v1 on the listeners of `gateway.health`."""
+
+    enabled: Switch = True
+    """Whether it is there at all."""
+    token_file: FilePath | None = None
+    """The first line of this file is the token that callers must show for whatever changes
+    something, and for webhooks; it is read at every such request. Left out, nothing can be changed.
+    `passel up` makes one."""
+
+
 class GatewayConfig(Section):
     """The registry mirror and proxy on every node."""
 
@@ -179,6 +202,8 @@ class GatewayConfig(Section):
     tells names of nodes, blobs and preheats, no more than Ray's dashboard tells the same ones."""
     limits: LimitsConfig = LimitsConfig()
     """Bounds."""
+    api: ApiConfig = ApiConfig()
+    """Jobs, blobs and pins over HTTP; webhooks of registries."""
 
     def mistakes(self) -> Iterator[Mistake]:
         seen: list[tuple[str, int, str]] = []
@@ -269,6 +294,19 @@ class TraceConfig(Section):
     """Bytes that one process keeps; its oldest files go."""
 
 
+class WebhooksConfig(Section):
+    """What is done with images that a registry says were pushed: they are preheated."""
+
+    targets: Annotated[str, AfterValidator(_targets)] = "seeds"
+    """Where to: seeds, all, zone=ZONE or node=NODE."""
+    repositories: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = ("*",)
+    """Which ones, as patterns for UPSTREAM/REPOSITORY: * is any text, slashes too."""
+    platform: Annotated[str, Field(min_length=1, max_length=255)] = "all"
+    """os/architecture[/variant] of images for several, or all."""
+    ttl: Duration | None = None
+    """For how long they are pinned. Left out, they are not."""
+
+
 class LoggingConfig(Section):
     """What passel's processes write about themselves."""
 
@@ -304,6 +342,8 @@ class Config(Section):
     """Back to source."""
     trace: TraceConfig = TraceConfig()
     """Recording."""
+    webhooks: WebhooksConfig = WebhooksConfig()
+    """Pushes that registries tell of."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from passel.core.versions import OLDEST, WIRE
 from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
 
 
@@ -42,6 +43,9 @@ class PeerInfo:
     download_slots: int
     rack: str = ""
     region: str = ""
+    #: What it speaks, and the oldest that it understands.
+    wire: int = WIRE
+    oldest: int = OLDEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ BLOBS = "blobs"
 PARTIAL = "partial"
 QUARANTINE = "quarantine"
 LOCK = "lock"
+OWNERS = "owners"
 FORMAT = "format"
 
 DATA = "data"
@@ -47,6 +48,10 @@ class Layout:
     @property
     def lock(self) -> Path:
         return self.root / LOCK
+
+    @property
+    def owners(self) -> Path:
+        return self.root / OWNERS
 
     @property
     def format(self) -> Path:

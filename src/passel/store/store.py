@@ -29,11 +29,12 @@ from passel.errors import (
 from passel.store import blobs, fileio, layout, recover
 from passel.store.blobs import BlobTable, CompleteBlob
 from passel.store.layout import Layout
+from passel.store.owners import Owners
 from passel.store.partial import PartialBlob, encode_meta
 from passel.store.piecemap import MapLayout, MapState, PieceMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
     from types import TracebackType
 
@@ -72,6 +73,9 @@ class Store:
         self._publication = threading.Lock()
         self._partials: dict[BlobId, PartialBlob] = {}
         self._table = BlobTable(clock_ns)
+        self._owners: Owners
+        #: Bytes that blobs of an upstream may take; those that are not named may take all.
+        self.quotas: dict[str, int] = {}
         self._is_closed = False
         self._quarantine_bytes_max = min(recover.QUARANTINE_BYTES_MAX, capacity_bytes // 16)
 
@@ -114,6 +118,7 @@ class Store:
                 store = cls(paths, lock_fd, capacity_bytes, reserve_bytes, clock_ns)
                 for action in recover.plan(recover.look(paths)):
                     store._carry_out(action)
+                store._owners = Owners(paths.owners, store._table.__contains__)
                 recover.bound_quarantine(paths, store._quarantine_bytes_max)
             except BaseException:
                 os.close(lock_fd)
@@ -189,7 +194,8 @@ class Store:
     ) -> PartialBlob:
         """The partial blob of that key; the existing one if there is one, whatever its piece size.
 
-        Room is made by evicting what `keep` does not want to keep; nothing is evicted in vain.
+        Room is made by evicting what `keep` does not want to keep; nothing is evicted in vain. Only
+        when the disk itself is full, by whoever, goes what should be kept too, and that is logged.
 
         Raises
         ------
@@ -205,7 +211,7 @@ class Store:
                 if len(self._partials) >= PARTIALS_MAX:
                     raise NoSpace(f"the store has {PARTIALS_MAX} partial blobs already")
                 map_layout = MapLayout(size, piece_size)
-                self._make_room(size, keep)
+                self._make_room(ref_key.upstream, size, keep)
                 blob = self._partials[ref_key.id] = self._make_partial(ref_key, map_layout)
                 return blob
         blob.recover()
@@ -341,6 +347,7 @@ class Store:
         with self._lock:
             now_ns = self._table.now_ns()
             self._table.add(digest, blob.size, now_ns, complete)
+            self._owners.note(digest, blob.key.upstream)
         last_steps: list[Callable[[], None]] = [
             lambda: blobs.touch(blob.fileno(), now_ns),
             lambda: blob.finish(complete),
@@ -413,6 +420,7 @@ class Store:
         with self._lock, fileio.translated(f"putting {digest} into quarantine"):
             if not self._table.discard(digest):
                 return
+            self._owners.forget(digest)
             for path in (self._paths.blob(digest), self._paths.sidecar(digest)):
                 with suppress(FileNotFoundError):
                     self._quarantine(path, reason)
@@ -436,25 +444,64 @@ class Store:
             self._check_open()
             victims, _ = self._choose_victims(needed_bytes, 0, keep)
             for digest in victims:
-                self.remove(digest)
+                self._evict_one(digest, keep)
             return victims
+
+    def _evict_one(self, digest: Digest, keep: Callable[[Digest], bool]) -> None:
+        if keep(digest):
+            free = fileio.free_bytes(self.path)
+            log.error("disk_full evicted_although_pinned=%s free_bytes=%d", digest, free)
+        self.remove(digest)
 
     def remove(self, digest: Digest) -> bool:
         """There is no such complete blob any more; whether there was one."""
         with self._lock, fileio.translated(f"removing {digest}"):
             if not self._table.discard(digest):
                 return False
+            self._owners.forget(digest)
             # Blob before sidecar: a sidecar alone is rubbish, a blob alone would be a riddle.
             fileio.unlink(self._paths.blob(digest))
             fileio.unlink(self._paths.sidecar(digest))
             return True
 
-    def _make_room(self, needed_bytes: int, keep: Callable[[Digest], bool]) -> None:
-        n_excess = len(self._table) + len(self._partials) + 1 - BLOBS_MAX
-        victims, is_enough = self._choose_victims(needed_bytes, n_excess, keep)
+    def upstream_bytes(self, upstream: str) -> int:
+        """As `used_bytes`, of the blobs that came from there."""
+        with self._lock:
+            complete = (each for each in self._table if self._owners.of(each) == upstream)
+            partial = (each for each in self._partials.values() if each.key.upstream == upstream)
+            return sum(map(self._table.size, complete)) + sum(each.size for each in partial)
+
+    def _over_quota(
+        self, upstream: str, needed_bytes: int, keep: Callable[[Digest], bool]
+    ) -> list[Digest]:
+        """The blobs of that upstream that must go for `needed_bytes` more of it. Raises NoSpace."""
+        quota = self.quotas.get(upstream)
+        if quota is None:
+            return []
+        used = self.upstream_bytes(upstream)
+        missing = used + needed_bytes - quota
+        victims: list[Digest] = []
+        for digest in self._table.oldest_first(self._paths.blob) if missing > 0 else ():
+            if missing <= 0:
+                break
+            if self._owners.of(digest) == upstream and not keep(digest):
+                victims.append(digest)
+                missing -= self._table.size(digest)
+        if missing > 0:
+            raise NoSpace(
+                f"no room for {needed_bytes} bytes of {upstream}: "
+                f"{used} of its quota of {quota} are used"
+            )
+        return victims
+
+    def _make_room(self, upstream: str, needed_bytes: int, keep: Callable[[Digest], bool]) -> None:
+        over = self._over_quota(upstream, needed_bytes, keep)
+        freed_bytes = sum(map(self._table.size, over))
+        n_excess = len(self._table) + len(self._partials) + 1 - BLOBS_MAX - len(over)
+        victims, is_enough = self._choose_victims(needed_bytes - freed_bytes, n_excess, keep, over)
         if is_enough:
-            for digest in victims:
-                self.remove(digest)
+            for digest in (*over, *victims):
+                self._evict_one(digest, keep)
             # A reader that still has an evicted file open keeps its bytes on the disk.
             is_enough = self._shortfall(needed_bytes) <= 0
         if not is_enough:
@@ -464,24 +511,38 @@ class Store:
             )
 
     def _choose_victims(
-        self, needed_bytes: int, n_excess: int, keep: Callable[[Digest], bool]
+        self,
+        needed_bytes: int,
+        n_excess: int,
+        keep: Callable[[Digest], bool],
+        gone: Collection[Digest] = (),
     ) -> tuple[list[Digest], bool]:
+        """What goes besides `gone`, least recently used first; whether that is enough."""
         missing = self._shortfall(needed_bytes)
+        own_missing = self._own_shortfall(needed_bytes)
         victims: list[Digest] = []
         if missing <= 0 and n_excess <= 0:
             return victims, True
-        for digest in self._table.oldest_first(self._paths.blob):
-            if keep(digest):
-                continue
+        # False before True: what is to be kept comes last.
+        oldest = [each for each in self._table.oldest_first(self._paths.blob) if each not in gone]
+        for digest in sorted(oldest, key=keep):
+            is_disk_full = missing > 0 >= own_missing and len(victims) >= n_excess
+            if keep(digest) and not is_disk_full:
+                break
             victims.append(digest)
             missing -= self._table.size(digest)
+            own_missing -= self._table.size(digest)
             if missing <= 0 and len(victims) >= n_excess:
                 return victims, True
         return victims, False
 
+    def _own_shortfall(self, needed_bytes: int) -> int:
+        """The same as far as the capacity goes, not the disk."""
+        return self.used_bytes() + needed_bytes - self.capacity_bytes
+
     def _shortfall(self, needed_bytes: int) -> int:
         """Bytes to be freed before `needed_bytes` more fit; not above 0 if they do."""
-        own = self.used_bytes() + needed_bytes - self.capacity_bytes
+        own = self._own_shortfall(needed_bytes)
         promised = sum(blob.missing_bytes for blob in self._partials.values())
         with fileio.translated("asking for the free space"):
             free = fileio.free_bytes(self.path)
