@@ -411,18 +411,26 @@ class Soak:
             self._read_all(name, is_strict=True)
         for name in list(self.readers):
             self._stop_reading(name)
-        for what in (self._partials, self._books, self._jobs):
+        for what in (self._hungry, self._books, self._jobs):
             try:
                 eventually(lambda what=what: not what(), SETTLE_S, 1.0)
             except AssertionError:
                 self.diary.finding(f"not settled after {SETTLE_S:g} s: {what()}")
         self.diary.event("settled")
 
-    def _partials(self) -> list[str]:
+    def _idle_partials(self) -> list[int]:
+        """Sizes of what was begun and nobody wants: it goes when there is no room, as a rule."""
         return [
-            f"{name} has the partial blob {path.name[:8]}"
-            for name, node in self.lab.nodes.items()
+            (path / "data").stat().st_size
+            for node in self.lab.nodes.values()
             for path in (node.store / "partial").iterdir()
+        ]
+
+    def _hungry(self) -> list[str]:
+        """Nobody reads any more, so nothing is to be under way."""
+        blobs = self._ask("blobs", limit=10_000)["blobs"]
+        return [
+            f"{blob['digest'][7:15]} is still wanted: {blob}" for blob in blobs if blob["wanted"]
         ]
 
     def _books(self) -> list[str]:
@@ -466,6 +474,7 @@ class Soak:
             "origin_share": round(account["bytes"] / max(reads.n_bytes, 1), 3),
             "population_bytes": self.population.total,
             "store_max_bytes": self.sampler.disk_max,
+            "idle_partials": self._idle_partials(),
             "log_max_bytes": self.sampler.log_max,
             "processes": self.sampler.growth(60.0),
             "n_findings": self.diary.n_findings,

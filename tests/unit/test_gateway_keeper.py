@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 from passel.actors.keeper import GatewayKeeper, read_announcement
 from passel.config.load import parse
@@ -20,15 +19,15 @@ async def test_a_gateway_that_a_peer_starts_is_not_its_child(tmp_path: Path) -> 
     )
     keeper = asyncio.create_task(GatewayKeeper(config, None, "n1").run())
 
-    async def announced() -> dict[str, Any]:
-        while (note := read_announcement(config.store.path)) is None:
-            await asyncio.sleep(0.05)
-        return note
-
+    ends_at = asyncio.get_running_loop().time() + 30
+    note = None
     try:
-        note = await asyncio.wait_for(announced(), 30)
+        while note is None and asyncio.get_running_loop().time() < ends_at:
+            await asyncio.sleep(0.05)
+            note = read_announcement(config.store.path)
     finally:
         keeper.cancel()
+    assert note is not None
     pid = note["pid"]
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
