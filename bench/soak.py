@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -35,6 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     # Ray would put its workers behind everything else on the machine; the registry is not there.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cluster is taken down then too
     folder = Path(tempfile.mkdtemp(prefix="psoak"))
     print(f"seed {options.seed}, in {folder}", file=sys.stderr)
     soak = Soak(folder, options.nodes, options.seed)
