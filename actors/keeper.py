@@ -55,7 +55,7 @@ class GatewayKeeper:
                 absent = 0 if await self._answers(session) else absent + 1
                 if absent >= ABSENT_LOOKS:
                     absent = -3  # time to come up before it is looked for again
-                    self._start()
+                    await asyncio.to_thread(self._start)
                 await asyncio.sleep(LOOK_EVERY_S)
 
     async def _answers(self, session: aiohttp.ClientSession) -> bool:
@@ -80,12 +80,15 @@ class GatewayKeeper:
             command += ["--state", state]
         command += ["--node", self._node]
         with (folder / "gateway.log").open("ab") as output:
-            process = subprocess.Popen(
-                command,
+            # By way of a shell that ends at once: a worker of Ray that loses its raylet kills its
+            # children before it goes, and the gateway is to outlive both.
+            done = subprocess.run(
+                ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=subprocess.PIPE,
                 stderr=output,
                 start_new_session=True,
-                close_fds=True,
+                check=True,
+                text=True,
             )
-        log.info("gateway_started node=%s pid=%d", self._node, process.pid)
+        log.info("gateway_started node=%s pid=%d", self._node, int(done.stdout))

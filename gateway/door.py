@@ -174,8 +174,8 @@ class Door:
     ) -> Ensure:
         """Ask for a range; returns when its first bytes are there.
 
-        Raises PeerUnavailable `wait_s` from now, or `patience_s` if the peer shows that it is
-        alive.
+        Raises PeerUnavailable `wait_s` from now, or `patience_s` if that is sooner or the peer
+        shows that it is alive.
         """
         if self._mute:
             raise PeerUnavailable("the peer does not answer")
@@ -190,11 +190,12 @@ class Door:
         }
         loop = asyncio.get_running_loop()
         began = loop.time()
-        deadline = began + self._wait_s
+        wait_s = min(self._wait_s, patience_s)
+        deadline = began + wait_s
         heard = Heard()
         task = loop.create_task(self._ask(question, deadline, heard))
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._wait_s)
+            done, _ = await asyncio.wait({task}, timeout=wait_s)
             if done or heard.waits_on == "shard":
                 # Without its shard the peer is as good as away.
                 pass

@@ -49,6 +49,8 @@ STILL_SHORT_S = 4.5
 STILL_LONG_S = 30.0
 #: However late it is, so much time is left for the first bytes of an answer of the origin.
 STILL_LEAST_S = 0.5
+#: A peer that is asked anew in the middle of a lazy read leaves so much of that time to the origin.
+FOR_ORIGIN_S = 2.0
 #: A range up to here is a lazy read, a longer one a pull.
 SHORT = 4 * 1024 * 1024
 #: How long a peer that is alive may work on the first byte: it is waiting for a slow origin then,
@@ -141,13 +143,16 @@ class Reading:
     async def _ask_peer(self, start: int, stop: int | None) -> None:
         self._rounds += 1
         is_short = stop is not None and stop - start <= SHORT
+        patience_s = FIRST_BYTE_S if is_short else FIRST_BYTE_LONG_S
+        if is_short and self._rounds > 1:
+            patience_s = min(patience_s, max(self._left_s() - FOR_ORIGIN_S, STILL_LEAST_S))
         ensure = await self._context.door.ensure(
             self._ref,
             start,
             stop,
             authorization=self._credential,
             priority=self.priority,
-            patience_s=FIRST_BYTE_S if is_short else FIRST_BYTE_LONG_S,
+            patience_s=patience_s,
         )
         if self.size is not None and ensure.size != self.size:
             ensure.close()
@@ -192,12 +197,13 @@ class Reading:
         while self._at < stop or self._lead:
             verified = min(self._verified_to(self._at), stop)
             reach = self._sendable(verified, stop)
-            if reach > self._at or start == stop:
+            if self._chunks is not None and self._at < stop:
+                # Before the store: the origin's answer goes on where it stands.
+                await self._from_origin_or_store(connection, stop)
+            elif reach > self._at or start == stop:
                 await self._from_store(connection, reach)
             elif verified == stop:
                 await self._until_whole()
-            elif self._chunks is not None:
-                await self._from_origin_or_store(connection, stop)
             else:
                 await self._wait_in_time(stop)
 
@@ -221,9 +227,12 @@ class Reading:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.02)
         if not view.is_whole and not view.is_dead:
-            # No peer, or one that has its hands full.
-            hasher = self._ref.digest.hasher()
-            found = await asyncio.to_thread(view.hash_into, hasher, 0, view.size)
+            # No peer, or one that has its hands full. What came from the origin was hashed on its
+            # way, and need not be in the store.
+            start, self._hashed_to = self._hashed_to, view.size
+            if not view.covers(start, view.size):
+                raise PeerUnavailable("what was sent cannot be checked any more")
+            found = await asyncio.to_thread(view.hash_into, self._hasher, start, view.size)
             if found != self._ref.digest.hex:
                 raise DigestMismatch("blob", str(self._ref.digest), found)
             self._is_proven = True
@@ -271,6 +280,9 @@ class Reading:
     async def _from_origin(self, connection: Connection, stop: int) -> None:
         """Send from the origin up to `stop`, or to where the store can take over."""
         assert self._chunks is not None
+        if self._is_far_here(stop):
+            await self._end_direct()
+            return
         # Nothing else vouches for bytes of the origin. Of a part of a blob nothing does.
         is_checked = self.is_whole or (self._at == 0 and stop == self.size)
         if is_checked:
@@ -285,8 +297,7 @@ class Reading:
                     self._hash(held)
                 await self._write(connection, held)
             held = chunk
-            reach = self._verified_to(self._at)
-            if reach >= stop or reach - self._at >= HOP_BACK:
+            if self._is_far_here(stop):
                 await self._end_direct()
                 return
         if self._at + len(held) < stop:
@@ -299,6 +310,11 @@ class Reading:
                 raise DigestMismatch("blob", str(self._ref.digest), found)
         await self._write(connection, held)
         await self._end_direct()
+
+    def _is_far_here(self, stop: int) -> bool:
+        """So much of the rest is in the store that the origin is not needed for now."""
+        reach = self._verified_to(self._at)
+        return reach >= stop or reach - self._at >= HOP_BACK
 
     def _hash(self, data: bytes) -> None:
         """The bytes that the client gets next."""

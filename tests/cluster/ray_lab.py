@@ -127,7 +127,7 @@ class Lab:
 
     def add(self, name: str, zone: str, extra: dict[str, Any] | None = None) -> LabNode:
         folder = self.folder / name
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # a node that comes back has its disk
         config: dict[str, Any] = {
             "upstreams": {},
             "store": {"path": str(folder / "store"), "capacity": "1 GiB", "reserve": "0 B"},
@@ -157,9 +157,9 @@ class Lab:
         node = self.nodes[name] = LabNode(name, folder, ray_node)
         return node
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, is_graceful: bool = False) -> None:
         assert self.cluster is not None
-        self.cluster.remove_node(self.nodes.pop(name).ray_node, allow_graceful=False)
+        self.cluster.remove_node(self.nodes.pop(name).ray_node, allow_graceful=is_graceful)
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = next(iter(self.nodes.values())).ask("GET", "/v1/status")

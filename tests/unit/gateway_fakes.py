@@ -199,6 +199,8 @@ class FakeDoor:
         self.error: dict[str, Any] = {}
         self.waits_on = "origin"
         self.dies_after: int | None = None
+        #: What it is in its next life.
+        self.plan_after = "ready"
         self.stalls_after: int | None = None
         self.piece_s = 0.0
         self.promotes = True
@@ -315,7 +317,7 @@ class FakeDoor:
             if self.stalls_after is not None and piece >= self.stalls_after:
                 await asyncio.sleep(60)
             if self.dies_after is not None and self.dies_after == 0:
-                self.dies_after = None
+                self.dies_after, self.plan = None, self.plan_after
                 assert response._req is not None
                 transport = response._req.transport
                 assert transport is not None

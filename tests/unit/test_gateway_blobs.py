@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from unit.gateway_fakes import PIECE, digest_of, noise, world
 
 from passel.gateway import reading
+from passel.ids import BlobKey
 from passel.telemetry.trace import read_trace
 
 SIZE = 10 * PIECE + 123
@@ -199,6 +201,37 @@ async def test_peer_dies_for_good_and_the_origin_goes_on(tmp_path: Path) -> None
             )
             assert (status, body) == (206, DATA[start : start + 100])
         assert asyncio.get_running_loop().time() - began < 0.3
+
+
+async def test_a_hole_that_the_origin_fills_is_no_wrong_byte(tmp_path: Path) -> None:
+    """What is read from the origin on the way is not in the store, whose peer is gone."""
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        blob = w.door.store.create(BlobKey("lab", digest), SIZE, PIECE)
+        for piece in set(range(blob.n_pieces)) - {4}:
+            begin, end = blob.span(piece)
+            blob.write(begin, DATA[begin:end])
+            blob.confirm(piece, hashlib.sha256(DATA[begin:end]).digest())
+        await w.door.stop()
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}")
+        assert (status, body) == (200, DATA)
+        assert w.origin.count("GET") == 1
+        header = f"bytes={3 * PIECE}-{6 * PIECE}"
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}", Range=header)
+        assert (status, body) == (206, DATA[3 * PIECE : 6 * PIECE + 1])
+
+
+async def test_a_lazy_read_that_loses_its_peer_has_time_left_for_the_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "STILL_SHORT_S", 1.5)
+    monkeypatch.setattr(reading, "FOR_ORIGIN_S", 1.0)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.dies_after, w.door.plan_after = 3, "waiting"
+        status, _, body = await w.get(f"/v2/app/blobs/{digest}", Range=f"bytes=0-{6 * PIECE}")
+        assert (status, body) == (206, DATA[: 6 * PIECE + 1])
+        assert w.origin.count("GET") == 1
 
 
 async def test_no_peer_at_all(tmp_path: Path) -> None:

@@ -76,3 +76,23 @@ def test_who_fetches_from_the_origin_is_believed() -> None:
     """The shard would only repeat the lease-holder's word."""
     child = Child()
     assert confirmed(child.do(m.PieceArrived(child.told(None, authority=True), GOOD)))
+
+
+def test_what_nobody_wants_any_more_makes_room_before_a_read_passes_through() -> None:
+    """A seed keeps the part that it fetched for others; a restarted peer, what it had begun."""
+    child = Child()
+    begun = Digest("sha256", hashlib.sha256(b"begun").hexdigest())
+    digests = GOOD + bytes(32)
+    child.do(m.BlobFound(begun, "lab", 2 * MIN_PIECE, MIN_PIECE, 0b01, digests))
+    out = child.do(m.StoreFull(REF.id))
+    (dropped,) = [c.blob for c in out if isinstance(c, m.DropPartial)]
+    assert dropped == BlobRef("lab", "", begun).id
+    told = [c.item for c in out if isinstance(c, m.Tell)]
+    assert m.Loses(begun, "lab") in told
+    assert [c.key for c in out if isinstance(c, m.OpenPartial)] == [REF.key], "another try"
+    assert not [c for c in out if isinstance(c, m.ReadPassthrough)]
+    assert child.machine.held_pieces(dropped) == 0
+    # Nothing is left that could go: what is being read stays.
+    out = child.do(m.StoreFull(REF.id))
+    assert [c.read for c in out if isinstance(c, m.ReadPassthrough)] == [1]
+    assert not [c for c in out if isinstance(c, m.DropPartial | m.OpenPartial)]

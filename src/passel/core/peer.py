@@ -164,7 +164,7 @@ class PeerMachine:
             case PromotionFailed(blob, corrupt):
                 self._promotion_failed(blob, corrupt)
             case StoreFull(blob):
-                self._store_full(blob)
+                self._no_room(blob)
             case PieceUnsaid(blob, piece):
                 self._unsay(blob, piece)
             case SeenPublic(ref, ttl_s):
@@ -677,6 +677,27 @@ class PeerMachine:
         holding.geometry = None
         holding.told = None
         self._say_wants(holding)
+
+    def _no_room(self, blob: BlobId) -> None:
+        """What was begun and nobody wants any more goes first: eviction takes only whole blobs."""
+        idle = [b for b, h in self.blobs.items() if b != blob and self._is_idle(b, h)]
+        for each in idle:
+            ref = self.blobs.pop(each).ref
+            self._out.append(DropPartial(each))
+            self._tell(self._shard_of(ref.digest), Loses(ref.digest, ref.upstream))
+        holding = self.blobs[blob]
+        if idle and holding.geometry is not None:
+            size, piece_size = holding.geometry.size, holding.geometry.piece_size
+            self._out.append(OpenPartial(holding.ref.key, size, piece_size))
+        else:
+            self._store_full(blob)
+
+    def _is_idle(self, blob: BlobId, holding: Holding) -> bool:
+        """There is a part of it here, and nobody here or elsewhere waits for more."""
+        is_partial = holding.opened and not holding.complete and not holding.promoting
+        is_moving = bool(holding.running or holding.queue or holding.unconfirmed)
+        is_wanted = bool(holding.reads) or holding.told is not None or blob in self.seed.works
+        return is_partial and not is_moving and not is_wanted
 
     def _store_full(self, blob: BlobId) -> None:
         holding = self.blobs[blob]
