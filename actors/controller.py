@@ -86,7 +86,8 @@ class Controller:
         self._duties.start(Publisher({}).run(self._measures))
 
     def __repr__(self) -> str:
-        return f"Controller({self._cluster}: {len(self._specs)} nodes)"
+        # Ray asks once, after the constructor, and shows that for the actor's life: no counts.
+        return f"Controller({self._cluster})"
 
     async def _watch(self) -> None:
         while True:

@@ -187,10 +187,10 @@ class Peer:
         await self._begin()
 
     def __repr__(self) -> str:
+        # Ray asks once, after the constructor, and shows that for the actor's life: no counts.
         place = self._spec.place
-        return (
-            f"{type(self).__name__}({place.node} in {place.zone}: {len(self._machine.blobs)} blobs)"
-        )
+        zone = f" in zone {place.zone}" if place.zone else ""
+        return f"{type(self).__name__}({place.node}{zone})"
 
     # --- start ----------------------------------------------------------------------------------
 

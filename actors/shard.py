@@ -91,8 +91,8 @@ class Shard:
         log.info("shard_started shard=%d incarnation=%d seed=%d", shard, self._incarnation, seed)
 
     def __repr__(self) -> str:
-        machine = self._machine
-        return f"Shard({self._shard}: {len(machine.swarms)} blobs, {len(machine.peers)} peers)"
+        # Ray asks once, after the constructor, and shows that for the actor's life: no counts.
+        return f"Shard({self._shard})"
 
     async def report(self, peer: PeerId, incarnation: int, items: tuple[ReportItem, ...]) -> Reply:
         """Take in what a peer says; what is for that peer comes back at once. Idempotent."""

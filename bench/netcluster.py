@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,14 +59,27 @@ class Node:
 
 
 class NetCluster:
-    """One cluster. `start`, use, `stop`; `stop` also ends what an earlier one left."""
+    """One cluster. `start`, use, `stop`; `stop` also ends what an earlier one left.
 
-    def __init__(self, lab: NetLab, folder: Path, settings: dict[str, Any] | None = None) -> None:
+    `ray_options` are more words for ``passel.cli.raynode``, on every node, and `ray_environment` is
+    all that its environment says to Ray.
+    """
+
+    def __init__(
+        self,
+        lab: NetLab,
+        folder: Path,
+        settings: dict[str, Any] | None = None,
+        ray_options: Sequence[str] = (),
+        ray_environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.lab = lab
         self.state = StateFolder(folder)
         self.nodes: list[Node] = []
         self._settings = settings or {}
-        self._gcs = ""
+        self._ray_options = ray_options
+        self._ray_environment = ray_environment or {}
+        self.gcs = ""
         self._sockets = Path()
         self._origin: Host | None = None
         self._lock = None
@@ -94,7 +107,7 @@ class NetCluster:
         self._start_node(self.nodes[0])
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(self._start_node, self.nodes[1:]))
-        words = ["passel.cli.launcher", "--gcs", self._gcs]
+        words = ["passel.cli.launcher", "--gcs", self.gcs]
         words += ["--config", str(self.nodes[0].folder.config)]
         self._run(self.nodes[0], words)
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -170,16 +183,17 @@ class NetCluster:
         labels = {"passel/node": node.name, "ray.io/availability-zone": node.zone}
         words = ["passel.cli.raynode", "--state", str(self.state.path), "--node", node.name]
         words += ["--labels", json.dumps(labels), "--sockets", str(self._sockets)]
-        words += ["--incarnation", "1", "--address", node.host.address]
-        if self._gcs:
-            words += ["--gcs", self._gcs]
+        words += ["--incarnation", "1", "--address", node.host.address, *self._ray_options]
+        if self.gcs:
+            words += ["--gcs", self.gcs]
         said = self._run(node, words)
-        if not self._gcs:
-            self._gcs = json.loads(said.strip().splitlines()[-1])["gcs"]
+        if not self.gcs:
+            self.gcs = json.loads(said.strip().splitlines()[-1])["gcs"]
 
     def _environment(self, node: Node) -> dict[str, str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return environment | {
+            **self._ray_environment,
             "PASSEL_CONFIG": str(node.folder.config),
             "PASSEL_STATE": str(self.state.path),
             "PASSEL_NODE": node.name,

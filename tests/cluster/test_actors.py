@@ -9,8 +9,12 @@ import time
 import urllib.request
 
 import pytest
+import ray
 from conftest import Origin
+from ray.core.generated import gcs_pb2
 from ray_lab import Lab, LabNode, eventually
+
+from passel.actors.words import NAMESPACE
 
 pytestmark = pytest.mark.cluster
 
@@ -19,6 +23,19 @@ def on_disk(node: LabNode, digest: str) -> bytes | None:
     name = digest.removeprefix("sha256:")
     path = node.store / "blobs" / "sha256" / name[:2] / name
     return path.read_bytes() if path.exists() else None
+
+
+def test_the_dashboard_says_who_is_who(lab: Lab) -> None:
+    # Ray keeps the repr that an actor had after its constructor: nothing in it may change later.
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    table = map(gcs_pb2.ActorTableData.FromString, accessor.get_actor_table(None, None))
+    shown = {actor.repr_name for actor in table if actor.ray_namespace == NAMESPACE}
+    cluster = next(name for name in shown if name.startswith("Controller("))
+    roles = {node["node"]: node["role"] for node in lab.status()["nodes"]}
+    kinds = {"seed": "SeedPeer", "peer": "Peer"}
+    zones = {"n1": "a", "n2": "b", "n3": "a"}
+    peers = {f"{kinds[roles[node]]}({node} in zone {zone})" for node, zone in zones.items()}
+    assert shown == {cluster, "Shard(0)", *peers}
 
 
 def test_a_blob_reaches_every_node_and_leaves_the_origin_once(

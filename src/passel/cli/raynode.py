@@ -34,6 +34,9 @@ def main() -> int:
     parser.add_argument("--incarnation", type=int, required=True)
     parser.add_argument("--gcs", help="join the cluster of this address; none: begin one")
     parser.add_argument("--address", default=ADDRESS, help="the node's own, where it matters")
+    add = parser.add_argument
+    add("--object-store", type=int, default=OBJECT_STORE_BYTES, help="bytes, for other work of Ray")
+    add("--object-port", type=int, default=0, help="of Ray's object manager; 0: any")
     options = parser.parse_args()
     name = f"{options.node}-{options.incarnation}"
     parameters = RayParams(
@@ -42,13 +45,14 @@ def main() -> int:
         gcs_address=options.gcs,
         gcs_server_port=None if options.gcs else 0,
         node_manager_port=0,
+        object_manager_port=options.object_port,
         min_worker_port=0,
         max_worker_port=0,
         dashboard_agent_listen_port=0,
         num_cpus=1,
         num_gpus=0,
         resources={},
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=options.object_store,
         labels=options.labels,
         temp_dir=str(options.state / "ray"),
         plasma_store_socket_name=str(options.sockets / f"{name}.plasma"),
