@@ -7,8 +7,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +169,18 @@ class Lab:
         status: dict[str, Any] = next(iter(self.nodes.values())).ask("GET", "/v1/status")
         return status
 
+    def passel(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """The command line on the first node."""
+        program = Path(sys.executable).with_name("passel")
+        config = self.nodes["n1"].folder / "passel.yaml"
+        return subprocess.run(
+            [program, *words, "--config", config],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
     def stop(self) -> None:
         if ray.is_initialized():
             for node in ray.nodes():
@@ -183,10 +199,17 @@ class Lab:
                     continue
 
 
-def lab_in(folder: Path, origin: str, zones: list[str]) -> Iterator[Lab]:
-    lab = Lab(folder, origin)
-    try:
-        lab.start(zones)
-        yield lab
-    finally:
-        lab.stop()
+@contextmanager
+def lab_with_gateways(
+    origin: str, zones: list[str], extra: dict[str, Any] | None = None
+) -> Iterator[Lab]:
+    """A lab of its own, whose nodes' gateways all answer; nothing of it is left."""
+    with tempfile.TemporaryDirectory(prefix="plab", ignore_cleanup_errors=True) as folder:
+        lab = Lab(Path(folder), origin)
+        try:
+            lab.start(zones, extra)
+            for node in lab.nodes.values():
+                eventually(lambda n=node: (n.folder / "gateway.json").exists(), 30)
+            yield lab
+        finally:
+            lab.stop()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from typing import Any
 import jsonschema
 import pytest
 from conftest import Origin
-from ray_lab import Lab, eventually
+from ray_lab import Lab, eventually, lab_with_gateways
 from test_preheat import push_image
 
 pytestmark = pytest.mark.cluster
@@ -28,18 +26,11 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
 
 @pytest.fixture(scope="module")
-def api_lab(origin: Origin) -> Iterator[Lab]:
-    path = Path(tempfile.mkdtemp(prefix="papi"))
-    (path / "token").write_text(f"{TOKEN}\n")
-    lab = Lab(path, origin.url)
-    try:
-        lab.start(["a", "b"], {"gateway": {"api": {"token_file": str(path / "token")}}})
-        for node in lab.nodes.values():
-            eventually(lambda n=node: (n.folder / "gateway.json").exists(), 30)
+def api_lab(origin: Origin, folder: Path) -> Iterator[Lab]:
+    (folder / "token").write_text(f"{TOKEN}\n")
+    extra = {"gateway": {"api": {"token_file": str(folder / "token")}}}
+    with lab_with_gateways(origin.url, ["a", "b"], extra) as lab:
         yield lab
-    finally:
-        lab.stop()
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def api_of(lab: Lab, node: str = "n2") -> str:

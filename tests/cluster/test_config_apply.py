@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,7 +15,7 @@ import pytest
 import ray
 import yaml
 from conftest import Origin
-from ray_lab import Lab, eventually
+from ray_lab import Lab, eventually, lab_with_gateways
 
 from passel.actors.words import NAMESPACE, shard_name
 from passel.core.messages import Hello, PeerInfo, Role
@@ -27,7 +24,6 @@ from passel.ids import PeerId
 
 pytestmark = pytest.mark.cluster
 
-PASSEL = str(Path(sys.executable).with_name("passel"))
 MIB = 1 << 20
 
 
@@ -41,33 +37,14 @@ def other_origin(folder: Path) -> Iterator[Origin]:
 
 @pytest.fixture(scope="module")
 def small_lab(origin: Origin) -> Iterator[Lab]:
-    path = Path(tempfile.mkdtemp(prefix="pcfg"))
-    lab = Lab(path, origin.url)
-    try:
-        lab.start(["a", "b"])
-        for node in lab.nodes.values():
-            eventually(lambda n=node: (n.folder / "gateway.json").exists(), 30)
+    with lab_with_gateways(origin.url, ["a", "b"]) as lab:
         yield lab
-    finally:
-        lab.stop()
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def passel(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
-    config = lab.nodes["n1"].folder / "passel.yaml"
-    return subprocess.run(
-        [PASSEL, *words, "--config", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def apply(lab: Lab, config: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     file = lab.folder / "wanted.yaml"
     file.write_text(yaml.safe_dump(config))
-    return passel(lab, "config", "apply", str(file))
+    return lab.passel("config", "apply", str(file))
 
 
 def versions(lab: Lab) -> set[tuple[int, int]]:
@@ -148,7 +125,7 @@ def test_a_quota_counts_at_once_and_spares_what_is_pinned(
         return names & set(digests)
 
     eventually(lambda: held() == set(digests[:3]))
-    assert passel(small_lab, "pin", digests[0]).returncode == 0
+    assert small_lab.passel("pin", digests[0]).returncode == 0
     assert apply(small_lab, wanted(origin, other_origin, quota="3 MiB")).returncode == 0
     for digest in digests[3:]:
         assert read(small_lab, "n1", "lab", digest) == MIB

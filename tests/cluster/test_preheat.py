@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Origin
-from ray_lab import Lab, eventually
+from ray_lab import Lab, eventually, lab_with_gateways
 
 pytestmark = pytest.mark.cluster
 
@@ -38,31 +36,12 @@ def slow_origin(folder: Path) -> Iterator[Origin]:
 
 @pytest.fixture(scope="module")
 def jobs_lab(slow_origin: Origin) -> Iterator[Lab]:
-    path = Path(tempfile.mkdtemp(prefix="pjob"))
-    lab = Lab(path, slow_origin.url)
-    try:
-        lab.start(["a", "b", "b"])
-        for node in lab.nodes.values():
-            eventually(lambda n=node: (n.folder / "gateway.json").exists(), 30)
+    with lab_with_gateways(slow_origin.url, ["a", "b", "b"]) as lab:
         yield lab
-    finally:
-        lab.stop()
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def passel(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
-    config = lab.nodes["n1"].folder / "passel.yaml"
-    return subprocess.run(
-        [PASSEL, *words, "--config", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def facts(lab: Lab, *words: str) -> Any:
-    done = passel(lab, *words, "--json")
+    done = lab.passel(*words, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -142,7 +121,7 @@ def test_a_blob_to_a_zone_and_to_all(jobs_lab: Lab, slow_origin: Origin) -> None
     assert facts(jobs_lab, "rm", digest)["removed"] == ["n1", "n2", "n3"]
     assert holders(jobs_lab, digest) == set()
     eventually(lambda: digest not in [b["digest"] for b in facts(jobs_lab, "ls")["blobs"]])
-    assert "no node has it" in passel(jobs_lab, "rm", digest).stdout
+    assert "no node has it" in jobs_lab.passel("rm", digest).stdout
 
 
 def test_a_pin_is_listed_survives_its_controller_and_ends(
@@ -164,7 +143,7 @@ def test_a_pin_is_listed_survives_its_controller_and_ends(
     assert facts(jobs_lab, "pin", digest)["until"] is None, "the same blob, now for good"
     assert entry()["pinned"]
     os.kill(controller_pid(jobs_lab), signal.SIGKILL)
-    eventually(lambda: passel(jobs_lab, "pin").stdout.count(pin["pin"]) == 1)
+    eventually(lambda: jobs_lab.passel("pin").stdout.count(pin["pin"]) == 1)
     assert len(facts(jobs_lab, "unpin", name)["unpinned"]) == 1
     assert not entry()["pinned"]
     short = facts(jobs_lab, "pin", digest, "--ttl", "1 s")
@@ -183,7 +162,7 @@ def test_an_image_of_one_platform_or_of_all(jobs_lab: Lab, slow_origin: Origin) 
     every = facts(jobs_lab, *words, "--platform", "all")
     assert every["blobs"] == 4
     assert len(holders(jobs_lab, digests["linux/amd64"])) == 1
-    wrong = passel(jobs_lab, *words, "--platform", "plan9/mips")
+    wrong = jobs_lab.passel(*words, "--platform", "plan9/mips")
     assert wrong.returncode == 2
     assert "it has linux/amd64, linux/arm64" in wrong.stderr
 
@@ -206,7 +185,7 @@ def test_a_job_survives_its_controller(jobs_lab: Lab, slow_origin: Origin) -> No
     assert controller_pid(jobs_lab) != pid
     assert holders(jobs_lab, digest) == {"n1", "n2", "n3"}
     assert slow_origin.sent(digest) == len(data)
-    assert job["job"] in passel(jobs_lab, "jobs").stdout
+    assert job["job"] in jobs_lab.passel("jobs").stdout
 
 
 def test_cancelled_jobs_begin_nothing_more(jobs_lab: Lab, slow_origin: Origin) -> None:
@@ -274,7 +253,7 @@ def test_mistakes_are_one_sentence(
     jobs_lab: Lab, slow_origin: Origin, words: tuple[str, ...], status: int, said: str
 ) -> None:
     blob = f"lab/org/app@{slow_origin.put(b'hello')}"
-    done = passel(jobs_lab, *(word.replace("{blob}", blob) for word in words))
+    done = jobs_lab.passel(*(word.replace("{blob}", blob) for word in words))
     assert said in done.stderr
     assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
 
@@ -287,6 +266,6 @@ def test_a_blob_that_the_registry_does_not_have_fails_the_job(
     name = digests["linux/amd64"].removeprefix("sha256:")
     (slow_origin.root / "blobs" / "sha256" / name).unlink()
     words = ("preheat", "lab/org/image:v3", "--platform", "linux/amd64", "--to", "seeds")
-    done = passel(jobs_lab, *words, "--watch")
+    done = jobs_lab.passel(*words, "--watch")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed" in done.stderr
