@@ -68,7 +68,8 @@ class ManifestCache:
         kept = await asyncio.to_thread(self._load, digest)
         if kept is not None:
             self._remember(kept)
-        return kept
+        # Somebody else may have brought it meanwhile: it must not be asked for again.
+        return kept or self._memory.get(digest)
 
     def put(self, kept: Kept) -> None:
         """Keep a manifest; the file is written in the background and may fail without harm."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.notebooks
-if "notebooks" not in os.environ.get("PASSEL_REQUIRE", "").split(","):
-    # Where it is required the imports below fail, and with them the suite.
-    pytest.importorskip("matplotlib", reason="pip install 'passel[notebooks]'")
 
 from passel.errors import ConfigError, InputError
 from passel.notebook import faults, lazy, live, mounted, placement, rollouts, scale, style, traffic

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from unit.gateway_fakes import World, config_for, digest_of, world
 
 from passel.gateway.manifestcache import ManifestCache, checked
+from passel.ids import Digest
 from passel.oci.media import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 
 ALICE = "Bearer alice-token"
@@ -242,3 +244,23 @@ async def test_the_cache_is_bounded_and_checks_what_it_reads(tmp_path: Path) -> 
     file.write_bytes(file.read_bytes().replace(b"77", b"78"))
     assert await ManifestCache(tmp_path / "m").get(last) is None
     assert not file.exists()
+
+
+async def test_what_comes_while_the_folder_is_looked_at_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a crowd for a cold manifest would now and then ask the origin twice."""
+    cache = ManifestCache(tmp_path / "m")
+    body = manifest()
+    kept = checked(body, OCI_MANIFEST, digest_of(body))
+    came = threading.Event()
+
+    def not_there(digest: Digest) -> None:
+        assert came.wait(10)
+
+    monkeypatch.setattr(cache, "_load", not_there)
+    looking = asyncio.create_task(cache.get(kept.digest))
+    await asyncio.sleep(0)
+    cache.put(kept)
+    came.set()
+    assert await looking == kept
