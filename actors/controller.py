@@ -181,7 +181,7 @@ class Controller:
         here = names.get(PeerId(self._node), self._node)
         return {
             "nodes": sorted(nodes, key=lambda node: node["node"]),
-            "shards": [{"node": here, **answer} for answer in shards if answer],
+            "shards": [shard_status(answer, names) for answer in shards if answer],
             "controller": {"node": here, "pid": os.getpid()},
             "config": self._admin.configuring.facts(),
             "blobs": sum(answer["blobs"] for answer in shards if answer),
@@ -225,6 +225,12 @@ def choose_seeds(
         if len(chosen) < config.seeds.count:
             chosen.add(names[name])
     return chosen
+
+
+def shard_status(answer: dict[str, Any], names: dict[PeerId, str]) -> dict[str, Any]:
+    """What a shard says of itself, with the name of its node: it may be another than ours."""
+    node = str(answer.get("node", ""))
+    return {**answer, "node": names.get(PeerId(node), node)}
 
 
 def _node_status(spec: PeerSpec, answer: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from passel.actors.duties import Duties
-from passel.actors.handles import ControllerHandle, PeerHandle, is_second_life
+from passel.actors.handles import ControllerHandle, PeerHandle, is_second_life, own_node
 from passel.actors.metrics import Publisher
 from passel.actors.outbox import Outbox
 from passel.actors.words import Reply, shard_limits
@@ -138,6 +138,7 @@ class Shard:
         machine = self._machine
         return {
             "shard": self._shard,
+            "node": own_node(),
             "pid": os.getpid(),
             "blobs": len(machine.swarms),
             "peers": len(machine.peers),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from blob_names import a_digest
 
-from passel.actors.controller import choose_seeds, place_of
+from passel.actors.controller import choose_seeds, place_of, shard_status
 from passel.actors.door import Reader
 from passel.actors.fetching import Cutter
 from passel.actors.words import Place
@@ -89,3 +89,10 @@ def test_seeds_by_label_by_count_and_they_stay() -> None:
     assert choose_seeds(config, places, none, current) == current, "they keep what they fetched"
     labelled = {**none, peers[3]: {"passel/role": "seed"}}
     assert choose_seeds(config, places, labelled, chosen) == {peers[3]}
+
+
+def test_a_shard_is_named_by_its_own_node() -> None:
+    """Ray may start it again elsewhere than beside the controller."""
+    names = {PeerId("id-1"): "n1", PeerId("id-2"): "n2"}
+    assert shard_status({"shard": 0, "node": "id-2"}, names) == {"shard": 0, "node": "n2"}
+    assert shard_status({"shard": 1, "node": "id-9"}, names)["node"] == "id-9", "its peer is away"
