@@ -45,7 +45,7 @@ from passel.store.store import Store
 from passel.telemetry.flows import Flows
 from passel.transport.origin import BlobStream, OriginClient
 from passel.transport.piece_client import PieceClient
-from passel.transport.wire import PeerStalled, PieceNotHeld
+from passel.transport.wire import PeerSilent, PieceNotHeld
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ def _piece_failed(command: FetchPiece, error: PasselError) -> PieceFailed:
             return PieceFailed(command.attempt, Trouble.MISSING)
         case ContentError():
             return PieceFailed(command.attempt, Trouble.CORRUPT)
-        case PeerStalled():
+        case PeerSilent():
             log.info("piece_stalled piece=%d parent=%s", command.piece, command.parent)
             return PieceFailed(command.attempt, Trouble.STALLED)
         case PeerUnavailable():

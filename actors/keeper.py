@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 PING_TIMEOUT_S = 1.5
+#: A shell that starts it and ends.
+START_TIMEOUT_S = 10.0
 #: So many looks in a row must find nobody: a gateway that is being restarted is left to it.
 ABSENT_LOOKS = 2
 
@@ -55,7 +57,10 @@ class GatewayKeeper:
                 absent = 0 if await self._answers(session) else absent + 1
                 if absent >= ABSENT_LOOKS:
                     absent = -3  # time to come up before it is looked for again
-                    await asyncio.to_thread(self._start)
+                    try:
+                        await asyncio.to_thread(self._start)
+                    except (OSError, subprocess.SubprocessError) as error:
+                        log.error("gateway_not_started node=%s why=%s", self._node, error)
                 await asyncio.sleep(LOOK_EVERY_S)
 
     async def _answers(self, session: aiohttp.ClientSession) -> bool:
@@ -90,5 +95,6 @@ class GatewayKeeper:
                 start_new_session=True,
                 check=True,
                 text=True,
+                timeout=START_TIMEOUT_S,
             )
         log.info("gateway_started node=%s pid=%d", self._node, int(done.stdout))

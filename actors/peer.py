@@ -502,13 +502,15 @@ class Peer:
             self._store.create(
                 command.key, command.size, command.piece_size, self._pinned.digests.__contains__
             )
-            self._note_evictions()
         except NoSpace as error:
             log.warning("store_full blob=%s why=%s; reads pass through", command.key.digest, error)
             self._later(StoreFull(command.key.id))
         except StoreError as error:
             log.error("store_failed blob=%s why=%s", command.key.digest, error)
             self._later(StoreFull(command.key.id))
+        finally:
+            # Blobs may have gone in vain: a reader keeps their bytes on the disk.
+            self._note_evictions()
 
     def _note_evictions(self) -> None:
         """Making room may have cost complete blobs: other peers must not be sent here for them."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from blob_names import a_digest
@@ -13,9 +15,17 @@ from blob_names import a_digest
 from passel.actors.controller import choose_seeds, place_of, shard_status
 from passel.actors.door import Reader
 from passel.actors.fetching import Cutter
+from passel.actors.peer import Peer
 from passel.actors.words import Place
 from passel.config.load import parse
-from passel.core.messages import ReadDone, ReadProgress, ReadReady
+from passel.core.messages import (
+    BlobLost,
+    OpenPartial,
+    ReadDone,
+    ReadProgress,
+    ReadReady,
+    StoreFull,
+)
 from passel.errors import ContentError
 from passel.ids import BlobKey, PeerId
 from passel.store.store import Store
@@ -96,3 +106,21 @@ def test_a_shard_is_named_by_its_own_node() -> None:
     names = {PeerId("id-1"): "n1", PeerId("id-2"): "n2"}
     assert shard_status({"shard": 0, "node": "id-2"}, names) == {"shard": 0, "node": "n2"}
     assert shard_status({"shard": 1, "node": "id-9"}, names)["node"] == "id-9", "its peer is away"
+
+
+def test_what_was_evicted_in_vain_is_told_all_the_same(tmp_path: Path) -> None:
+    """Others would go on being sent here for it."""
+    with Store.open(tmp_path / "store", 4 * MIB) as store:
+        said: list[object] = []
+        peer = SimpleNamespace(
+            _store=store,
+            _serving=SimpleNamespace(know=said.append, forget=said.append),
+            _pinned=SimpleNamespace(digests=frozenset()),
+            _machine=SimpleNamespace(complete={a_digest("gone")}),
+            _later=said.append,
+            _n_evicted=0,
+        )
+        peer._note_evictions = partial(Peer._note_evictions, peer)
+        Peer._open_partial(peer, OpenPartial(BlobKey("up", a_digest("x")), 8 * MIB, MIB))
+        assert StoreFull(BlobKey("up", a_digest("x")).id) in said
+        assert BlobLost(a_digest("gone")) in said

@@ -18,7 +18,7 @@ from passel.errors import LengthMismatch, NoSpace, PeerBusy, PeerUnavailable, Tr
 from passel.transport.auth import ClusterAuth
 from passel.transport.piece_client import PieceClient, PieceNotHeld
 from passel.transport.piece_server import PieceServer
-from passel.transport.wire import PeerStalled
+from passel.transport.wire import PeerSilent
 
 PIECE = 64 * 1024
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -352,7 +352,7 @@ async def test_server_that_stalls_in_mid_body() -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n" + bytes(1000)
     stalling = scripted(answering(raw, close=False))
     async with stalling as address, fetching(read_timeout_s=9.0, stall_s=0.1) as client:
-        with pytest.raises(PeerStalled, match="stopped sending"):
+        with pytest.raises(PeerSilent, match="stopped sending"):
             await fetch(client, address)
 
 

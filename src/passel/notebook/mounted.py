@@ -31,9 +31,11 @@ from passel.client.state import StateFolder
 from passel.client.status import cluster_status
 from passel.config.units import parse_duration, parse_size
 from passel.errors import InputError, PasselError
+from passel.ids import Digest
 from passel.notebook import rootfs, style
 from passel.notebook.lazy import CASES
 from passel.notebook.live import one_registry, run_passel
+from passel.store.layout import Layout
 
 REPOSITORY = "sample/python"
 STEP_TIMEOUT_S = 120.0
@@ -199,8 +201,8 @@ class _Lab:
         """The rest of the blob comes in the background; the next way wants all of it here."""
         deadline = time.monotonic() + STEP_TIMEOUT_S
         store = next(each.store for each in self._state.nodes() if each.name == name)
-        hexadecimal = self._nydus.blob.name
-        while not (store / "blobs" / "sha256" / hexadecimal[:2] / hexadecimal).exists():
+        blob = Layout(store).blob(Digest.parse(self._nydus.digest))
+        while not blob.exists():
             if time.monotonic() > deadline:
                 raise PasselError(f"node {name} does not get the rest of the image")
             time.sleep(0.1)

@@ -19,7 +19,7 @@ from passel.transport.connections import Job
 from passel.transport.wire import (
     HEAD_BYTES_MAX,
     RETRY_AFTER_MS_HEADER,
-    PeerStalled,
+    PeerSilent,
     PieceNotHeld,
 )
 
@@ -62,7 +62,7 @@ class Exchange:
         Stale
             Only if `reused`: nothing of an answer came, ask again on a fresh connection.
         PieceNotHeld, PeerBusy, PeerUnavailable, LengthMismatch
-            The peer's word; its silence is PeerStalled.
+            The peer's word; its silence is PeerSilent.
         """
         got = self._ask(sock, authorization, buffer, reused)
         head_stop, got = self._receive_head(sock, buffer, got)
@@ -176,11 +176,11 @@ class Exchange:
         self.job.check()
         return n
 
-    def _late(self, what: str) -> PeerStalled:
+    def _late(self, what: str) -> PeerSilent:
         self.job.check()
         # The step was cut short by the deadline of the whole, if that is what has passed.
         self.job.step_s(0.0)
-        return PeerStalled(f"{self.address} {what}")
+        return PeerSilent(f"{self.address} {what}")
 
     def _refusal(self, head: AnswerHead) -> TransientError:
         if head.status == 404:

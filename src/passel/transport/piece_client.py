@@ -132,7 +132,7 @@ class PieceClient:
         Raises
         ------
         PieceNotHeld, PeerBusy, PeerUnavailable
-            The parent's word; its silence is PeerStalled.
+            The parent's word; its silence is PeerSilent.
         LengthMismatch
             The parent's piece is not `length` bytes long.
         TransientError

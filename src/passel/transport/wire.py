@@ -32,7 +32,7 @@ _TARGET = re.compile(
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([1-9][0-9]{0,4})")
 
 
-class PeerStalled(PeerUnavailable):
+class PeerSilent(PeerUnavailable):
     """The peer took the request and fell silent; whether it is the connection or itself is open."""
 
 
