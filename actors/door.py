@@ -28,6 +28,7 @@ from passel.core.messages import (
 from passel.core.versions import HEADER, SAID
 from passel.errors import ConfigError, InputError, PeerUnavailable
 from passel.ids import BlobRef, Digest
+from passel.oci.errors import CONTENT_TYPE, error_body
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,9 @@ def _guarded(handler: _Handler) -> _Handler:
 
 
 def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"message": message}, status=status)
+    code = "UNAVAILABLE" if status == 503 else "UNSUPPORTED"
+    body = error_body(code, message)
+    return web.Response(body=body, status=status, content_type=CONTENT_TYPE)
 
 
 def _ref(fields: Any) -> BlobRef:

@@ -1,4 +1,6 @@
-"""Where CI says what it has set up (PASSEL_REQUIRE), a test that is skipped has failed."""
+"""What holds for all tests: where CI says what it has set up (PASSEL_REQUIRE), one that is skipped
+has failed, and only tests of clusters start Ray.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,21 @@ import pytest
 
 _IS_CI = bool(os.environ.get("PASSEL_REQUIRE"))
 _skipped: list[str] = []
+#: Who needs a cluster makes one. Left alone, Ray makes one for whoever asks it anything.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a test start one by mistake: only those that are marked may."""
+    if any(request.node.get_closest_marker(mark) for mark in ("cluster", "e2e", "notebooks")):
+        return
+    import ray
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("only a test of a cluster may start Ray")
+
+    monkeypatch.setattr(ray, "init", refuse)
 
 
 def _note(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -82,6 +82,7 @@ async def test_what_a_simulated_shard_decides_the_production_actor_decides_too(
     assert sum(len(said) for _, _, said in log) > 50
 
     monkeypatch.setattr(live, "is_second_life", lambda: False)
+    monkeypatch.setattr(live, "own_node", lambda: "n0")
     actor = live.Shard.__new__(live.Shard)
     await actor.__init__(0, Config())  # type: ignore[misc]
     loop = Loop()

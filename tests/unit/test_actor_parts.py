@@ -8,15 +8,18 @@ import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from blob_names import a_digest
 
 from passel.actors.controller import choose_seeds, place_of, shard_status
-from passel.actors.door import Reader
+from passel.actors.door import Door, Reader
 from passel.actors.fetching import Cutter
 from passel.actors.peer import Peer
 from passel.actors.words import Place
+from passel.cli import operating
+from passel.client import admin
 from passel.config.load import parse
 from passel.core.messages import (
     BlobLost,
@@ -26,7 +29,7 @@ from passel.core.messages import (
     ReadReady,
     StoreFull,
 )
-from passel.errors import ContentError
+from passel.errors import ContentError, PeerBusy, PeerUnavailable
 from passel.ids import BlobKey, PeerId
 from passel.store.store import Store
 
@@ -124,3 +127,29 @@ def test_what_was_evicted_in_vain_is_told_all_the_same(tmp_path: Path) -> None:
         Peer._open_partial(peer, OpenPartial(BlobKey("up", a_digest("x")), 8 * MIB, MIB))
         assert StoreFull(BlobKey("up", a_digest("x")).id) in said
         assert BlobLost(a_digest("gone")) in said
+
+
+async def test_a_rotation_waits_for_a_controller_that_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer's door says what it waits for, and the command begins again."""
+    asked: list[Any] = []
+
+    async def answer(verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        asked.append((verb, fields))
+        if len(asked) < 3:
+            raise PeerUnavailable("the controller is being started again")
+        return 200, {"stage": "steady", "waits_for": []}
+
+    path = tmp_path / "peer.sock"
+    door = Door(SimpleNamespace(admin=answer), path)  # type: ignore[arg-type]
+    await door.open()
+    try:
+        with pytest.raises(PeerBusy, match="answered 503: the controller is being started again"):
+            await asyncio.to_thread(admin.ask, [path], "rotate", {"begin": True})
+        client = SimpleNamespace(ask=lambda verb, **fields: admin.ask([path], verb, fields))
+        monkeypatch.setattr(operating, "_client", lambda state, config: client)
+        await asyncio.to_thread(operating.rotate)
+    finally:
+        await door.close()
+    assert asked == [("rotate", {"begin": True})] * 3

@@ -14,7 +14,7 @@ from passel.cli.cluster import JsonOption, StateOption, state_folder
 from passel.cli.console import err, errors_are_sentences, fail, out, print_json, print_table, size
 from passel.client import Client
 from passel.config import parse_duration
-from passel.errors import InputError, PasselError, TransientError
+from passel.errors import InputError, PasselError, PeerBusy, TransientError
 from passel.ids import Digest
 
 WATCH_EVERY_S = 0.5
@@ -275,8 +275,8 @@ def rotate(
     """Replace the secret by which peers know each other; running transfers go on."""
     with errors_are_sentences():
         client = _client(state, config)
-        facts = client.ask("rotate", begin=True)
         deadline = time.monotonic() + ROTATION_MAX_S
+        facts = _begin_rotation(client, deadline)
         while facts["stage"] != "steady" and time.monotonic() < deadline:
             time.sleep(WATCH_EVERY_S)
             # A controller or a peer that starts again goes on where it was.
@@ -292,6 +292,20 @@ def rotate(
             print_json(facts)
         else:
             out.print("the peers have a new secret, the old one is good for nothing")
+
+
+def _begin_rotation(client: Client, deadline: float) -> dict[str, Any]:
+    """Begin one. A controller that is being started again is waited for.
+
+    Its former life may have begun one before its answer was lost: then that one goes on.
+    """
+    while True:
+        try:
+            return client.ask("rotate", begin=True)
+        except PeerBusy as busy:
+            if time.monotonic() + busy.retry_after_s > deadline:
+                raise
+            time.sleep(busy.retry_after_s)
 
 
 def _own_platform() -> str:
