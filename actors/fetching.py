@@ -191,7 +191,7 @@ class Fetching:
             await asyncio.sleep(0)  # the word on the size goes out before the body comes in
             partial = self._store.partial(command.ref.id)
             if partial is None:
-                return  # no room: the machine knows, and has given the lease back
+                raise NoSpace("there is no file for the blob")
             await self._take(command, stream, partial)
         self._step(SpanEnded(command.attempt, None))
 

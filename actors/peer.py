@@ -568,6 +568,7 @@ class Peer:
         self._serving.drop_credentials(blob)
         log.info("blob_complete digest=%s bytes=%d", complete.digest, complete.size)
         self._step(Promoted(blob, b"".join(complete.piece_digests)))
+        self._note_evictions()  # it may have been the one to go before this was known
 
     async def hold(self, refs: tuple[BlobRef, ...]) -> tuple[Held, ...]:
         """Be getting these blobs, and say how much of each is here. Idempotent."""

@@ -297,8 +297,8 @@ class Soak:
             try:
                 answer = self.lab.nodes["n1"].ask("POST", f"/v1/admin/{verb}", fields)
             except (OSError, ValueError) as error:
-                answer = {"message": str(error)}
-            if "message" not in answer:
+                answer = {"errors": [str(error)]}
+            if "errors" not in answer:
                 return answer
             time.sleep(0.5)
         self.diary.finding(f"nobody carried out {verb} in {ADMIN_PATIENCE_S:g} s: {answer}")

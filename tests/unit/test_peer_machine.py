@@ -96,3 +96,15 @@ def test_what_nobody_wants_any_more_makes_room_before_a_read_passes_through() ->
     out = child.do(m.StoreFull(REF.id))
     assert [c.read for c in out if isinstance(c, m.ReadPassthrough)] == [1]
     assert not [c for c in out if isinstance(c, m.DropPartial | m.OpenPartial)]
+
+
+def test_a_file_that_the_store_had_no_room_for_is_made_at_the_next_try() -> None:
+    """Otherwise a lease is taken for pieces that there is nothing to write to."""
+    child = Child()
+    child.do(m.StoreFull(REF.id))
+    out = child.do(m.ReadStarted(2, REF, 0, 10, sponsor=False))
+    assert [c.read for c in out if isinstance(c, m.ReadPassthrough)] == [2]
+    child.do(m.BlobLost(Digest("sha256", hashlib.sha256(b"evicted").hexdigest())))
+    child.do(m.ReadStarted(3, REF, 0, 10, sponsor=False))
+    out = child.do(m.ShardSaid(m.Stat(REF, 2 * MIN_PIECE, MIN_PIECE, 0.0)))
+    assert m.OpenPartial(REF.key, 2 * MIN_PIECE, MIN_PIECE) in out

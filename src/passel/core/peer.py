@@ -703,6 +703,7 @@ class PeerMachine:
         holding = self.blobs[blob]
         holding.full = True
         holding.rest = False
+        holding.opened = holding.have != 0  # without a file nothing came; the next try makes it
         for number in list(holding.running.values()):
             self._cancel(number)
         holding.queue.clear()
