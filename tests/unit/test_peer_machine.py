@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from passel.core import messages as m
-from passel.core.peer import PeerMachine
+from passel.core.peer import FULL_S, PeerMachine
 from passel.core.pieces import MIN_PIECE
 from passel.ids import BlobRef, Digest, PeerId
 
@@ -26,8 +26,8 @@ class Child:
         self.do(m.ReadStarted(1, REF, 0, None, False))
         self.do(m.ShardSaid(m.Stat(REF, 2 * MIN_PIECE, MIN_PIECE, 0.0)))
 
-    def do(self, event: m.PeerEvent) -> list[m.PeerCommand]:
-        out = self.machine.handle(event, 1.0)
+    def do(self, event: m.PeerEvent, now: float = 1.0) -> list[m.PeerCommand]:
+        out = self.machine.handle(event, now)
         self.machine.check_invariants()
         return out
 
@@ -108,3 +108,24 @@ def test_a_file_that_the_store_had_no_room_for_is_made_at_the_next_try() -> None
     child.do(m.ReadStarted(3, REF, 0, 10, sponsor=False))
     out = child.do(m.ShardSaid(m.Stat(REF, 2 * MIN_PIECE, MIN_PIECE, 0.0)))
     assert m.OpenPartial(REF.key, 2 * MIN_PIECE, MIN_PIECE) in out
+
+
+def test_a_store_that_was_full_is_asked_again_after_a_while() -> None:
+    """Room also comes without an eviction: a pin is taken away, an operator gives more."""
+    child = Child()
+    child.do(m.StoreFull(REF.id))
+    read = m.ReadStarted(2, REF, 0, 10, sponsor=False)
+    out = child.do(read, 1.0 + FULL_S - 0.1)
+    assert [c.read for c in out if isinstance(c, m.ReadPassthrough)] == [2]
+    out = child.do(m.ReadStarted(3, REF, 0, 10, sponsor=False), 1.0 + FULL_S)
+    assert not [c for c in out if isinstance(c, m.ReadPassthrough)]
+    assert [c.item for c in out if isinstance(c, m.Tell) and isinstance(c.item, m.Wants)]
+
+
+def test_a_wish_that_crossed_a_refusal_does_not_stay_with_the_shard() -> None:
+    child = Child()
+    out = child.do(m.ShardSaid(m.Refused(REF.id, m.Refusal(503, "UNKNOWN", "the origin is away"))))
+    assert [c.read for c in out if isinstance(c, m.ReadFailed)] == [1]
+    told = [c.item for c in out if isinstance(c, m.Tell)]
+    assert told == [m.Unwants(REF.id)]
+    child.do(m.ReadStarted(2, REF, 0, 10, sponsor=False))

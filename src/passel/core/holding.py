@@ -89,8 +89,9 @@ class Holding:
     opened: bool = False
     promoting: bool = False
     complete: bool = False
-    #: The store has no room for it.
+    #: The store has no room for it, as far as is known, and until when that counts.
     full: bool = False
+    full_until: float = 0.0
 
     @property
     def is_whole(self) -> bool:

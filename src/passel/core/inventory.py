@@ -36,7 +36,7 @@ def inventory(machine: ShardMachine, limit: int) -> tuple[list[BlobEntry], int]:
         entry.partial += sum(
             bool(row.have) for peer, row in swarm.rows.items() if peer not in holders
         )
-        entry.wanted += sum(row.wants_anything for row in swarm.rows.values())
+        entry.wanted += sum(swarm.row_is_hungry(row) for row in swarm.rows.values())
     for key, copies in machine.copies.items():
         if copies.holders:
             entry = entries.setdefault(str(key), BlobEntry(str(key), copies.size, (), 0, 0, 0))

@@ -93,6 +93,8 @@ from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
 WAITING_EVERY_S = 0.5
 #: How long a piece may wait for the shard's word on its digest, seconds.
 UNCONFIRMED_S = 3.0
+#: When a store that had no room is asked again, at the latest: room comes without an eviction too.
+FULL_S = 15.0
 NOTHING_CAME = Refusal(503, "UNKNOWN", "no peer, seed or origin sent anything in time")
 NO_ROOM = Refusal(503, "UNKNOWN", "this node's store has no room for the blob")
 
@@ -226,6 +228,8 @@ class PeerMachine:
     def _read_started(self, event: ReadStarted) -> None:
         ref = event.ref
         holding = self._holding(ref)
+        if self._now >= holding.full_until:
+            holding.full = False
         if holding.full and not holding.is_whole:
             self._out.append(ReadPassthrough(event.read, NO_ROOM.message))
             return
@@ -341,6 +345,8 @@ class PeerMachine:
             case Refused(_, refusal):
                 holding.rest = False
                 holding.told = None
+                # A wish that was on its way to the shard when it said this must not stay there.
+                self._tell(holding.shard, Unwants(blob))
                 self._fail_reads(holding, refusal)
             case Discard():
                 self._discard(holding)
@@ -701,7 +707,7 @@ class PeerMachine:
 
     def _store_full(self, blob: BlobId) -> None:
         holding = self.blobs[blob]
-        holding.full = True
+        holding.full, holding.full_until = True, self._now + FULL_S
         holding.rest = False
         holding.opened = holding.have != 0  # without a file nothing came; the next try makes it
         for number in list(holding.running.values()):

@@ -16,6 +16,7 @@ A peer says things at least once and in any order; every handler is idempotent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -67,6 +68,8 @@ TOKENS_PER_INCARNATION = 1 << 32
 
 #: However many peers there are, and however slow.
 EPOCH_S_MAX = 0.5
+#: How long a child is not sent to a parent that it could not reach, seconds.
+BAN_S = 10.0
 #: A source has what nobody else has; it is spared as if it had so many pieces more to send.
 SOURCE_COST = 3
 
@@ -220,7 +223,7 @@ class ShardMachine:
                     swarm.only_under_way(peer, pieces)
                     dirty[blob] = None
             case Complaint():
-                self._complaint(peer, item, dirty)
+                self._complaint(peer, item, now, dirty)
             case LeaseOpened() | LeaseHeld() | LeaseFailed():
                 self._lease_item(peer, item, now, dirty)
             case Corrupt(blob):
@@ -344,7 +347,9 @@ class ShardMachine:
             for piece in list(row.coming):
                 swarm.give_up(peer, piece)
 
-    def _complaint(self, peer: PeerId, item: Complaint, dirty: dict[BlobId, None]) -> None:
+    def _complaint(
+        self, peer: PeerId, item: Complaint, now: float, dirty: dict[BlobId, None]
+    ) -> None:
         swarm = self.swarms.get(item.blob)
         row = swarm.rows.get(peer) if swarm else None
         if swarm is None or row is None:
@@ -353,11 +358,15 @@ class ShardMachine:
         if coming is not None and coming.parent == item.parent:
             swarm.give_up(peer, item.piece)
         match item.trouble:
-            case Trouble.CORRUPT | Trouble.DEAD:
-                row.banned.add(item.parent)
+            case Trouble.CORRUPT:
+                row.banned[item.parent] = math.inf
+            case Trouble.DEAD:
+                row.banned.setdefault(item.parent, now + BAN_S)
             case Trouble.STALLED:
                 # A connection may be lost without its peer: only twice in a row is too often.
-                (row.banned if item.parent in row.stalled else row.stalled).add(item.parent)
+                if item.parent in row.stalled:
+                    row.banned.setdefault(item.parent, now + BAN_S)
+                row.stalled.add(item.parent)
             case Trouble.MISSING:
                 parent = swarm.rows.get(item.parent)
                 if parent is not None and parent.have >> item.piece & 1:
@@ -652,6 +661,7 @@ class ShardMachine:
             self._say_plan(swarm, child, edges, plan.fallbacks.get(child, ()))
 
     def _expire(self, swarm: Swarm, now: float) -> None:
+        swarm.forgive(now)
         for peer, row in swarm.rows.items():
             for piece in [p for p, coming in row.coming.items() if coming.until <= now]:
                 swarm.give_up(peer, piece)

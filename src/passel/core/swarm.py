@@ -52,8 +52,9 @@ class Row:
     coming: dict[int, Coming] = field(default_factory=dict)
     #: Pieces whose edge was handed out before the shard knew their digest.
     undigested: int = 0
-    #: Parents that sent wrong bytes to this peer, or could not be reached.
-    banned: set[PeerId] = field(default_factory=set)
+    #: Parents that sent wrong bytes to this peer, or could not be reached, and until when they are
+    #: not asked: who was away comes back, and may be the only one who has the blob.
+    banned: dict[PeerId, float] = field(default_factory=dict)
     #: Parents whose last word to this peer was silence.
     stalled: set[PeerId] = field(default_factory=set)
     #: How much of `rest` was planned is in `coming`; this is the set for quick tests.
@@ -303,7 +304,7 @@ class Swarm:
                 self.settle(peer, piece)
             del self.rows[peer]
         for other in self.rows.values():
-            other.banned.discard(peer)
+            other.banned.pop(peer, None)
             other.stalled.discard(peer)
         self.lose(peer, -1)
         had_lease = self.lease is not None and self.lease.holder == peer
@@ -315,6 +316,13 @@ class Swarm:
         if row is not None:
             self.recount()
         return row is not None or had_lease
+
+    def forgive(self, now: float) -> None:
+        """Bans whose time is over are lifted."""
+        for row in self.rows.values():
+            for parent in [p for p, until in row.banned.items() if until <= now]:
+                del row.banned[parent]
+                row.stalled.discard(parent)
 
     def is_back(self, peer: PeerId) -> bool:
         """A peer has announced what its disk kept. True if that was waited for."""
