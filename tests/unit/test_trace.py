@@ -140,3 +140,29 @@ def test_a_disk_that_refuses_costs_rows_and_nothing_else(tmp_path: Path) -> None
     fill(Recorder(folder))
     assert folder.write() is None
     assert folder.n_lost == 6
+
+
+def test_a_file_that_is_being_written_is_no_trace_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may collect the files at any moment."""
+    written = pq.write_table
+    whole: list[Path] = []
+
+    def write_half(table: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"PAR1")
+        assert len(list(tmp_path.glob("*.parquet"))) == len(whole)
+        if folder.n_rows > 6:
+            raise OSError("no space left on device")
+        written(table, path, **options)
+
+    monkeypatch.setattr(pq, "write_table", write_half)
+    folder = TraceFolder(tmp_path, "peer-n1", bytes_max=1 << 20)
+    fill(Recorder(folder))
+    first = folder.write()
+    assert first is not None
+    assert info(first).rows == 6
+    whole.append(first)
+    fill(Recorder(folder))
+    assert folder.write() is None
+    assert list(tmp_path.iterdir()) == [first]

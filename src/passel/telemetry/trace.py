@@ -6,11 +6,12 @@ of the Unix clock live (`clock: unix` in the file's metadata) and from 0 in a si
 (`clock: virtual`).
 
 Live, rows are kept in a bounded buffer and written as whole files, one after the other, so that a
-file is either complete or torn; what did not fit is counted, never waited for.
+file is complete, or not there yet; what did not fit is counted, never waited for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -273,14 +274,18 @@ class TraceFolder:
             return None
         path = self._folder / f"{self._name}-{os.getpid()}-{self._number:06}.parquet"
         self._number += 1
+        under_way = path.with_suffix(".new")  # who collects the files takes those that are whole
         schema = SCHEMA.with_metadata(_metadata("unix", {**self._about, "lost": self.n_lost}))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(_table(rows).cast(schema), path, compression="zstd")
+            pq.write_table(_table(rows).cast(schema), under_way, compression="zstd")
+            under_way.replace(path)
             self._files.append(path)
             self._make_room()
         except (OSError, pa.ArrowException) as error:
             self.n_lost += len(rows)
+            with contextlib.suppress(OSError):
+                under_way.unlink(missing_ok=True)
             log.warning("trace_not_written path=%s rows=%d why=%s", path, len(rows), error)
             return None
         return path
