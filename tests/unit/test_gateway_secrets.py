@@ -204,7 +204,8 @@ def test_no_secret_comes_out(tmp_path: Path, origin: str) -> None:
         answers = use_everything(base)
         # It was no empty run: some got the bytes, others every kind of refusal.
         assert (200, DATA) in answers
-        assert {0, 200, 401, 502} <= {status for status, _ in answers}
+        # A body that is cut is a broken answer, or none, if the cut comes before the first byte.
+        assert {200, 401, 502} <= {status for status, _ in answers} <= {0, 200, 400, 401, 403, 502}
         for _, body in answers:
             # What the origin itself says to a client is the client's.
             assert planted_in(body) in ([], [SIGNATURE])
