@@ -20,6 +20,7 @@ import hashlib
 from typing_extensions import assert_never
 
 from passel.core import bitfield, rendezvous
+from passel.core.copies import LastCopies
 from passel.core.holding import Attempt, Holding, Parent, Queued, Read, Unconfirmed
 from passel.core.messages import (
     Announced,
@@ -28,6 +29,7 @@ from passel.core.messages import (
     CancelAttempt,
     Complaint,
     Confirm,
+    Copies,
     Corrupt,
     Demand,
     Digests,
@@ -107,6 +109,7 @@ class PeerMachine:
         self.blobs: dict[BlobId, Holding] = {}
         #: Whole, verified blobs, whatever upstream they came from: digest -> (size, digests).
         self.complete: dict[Digest, tuple[int, bytes]] = {}
+        self.last_copies = LastCopies()
         self.seed = SeedMachine(limits)
         self.parents: dict[PeerId, Parent] = {}
         self.attempts: dict[int, Attempt] = {}
@@ -138,6 +141,7 @@ class PeerMachine:
             case ShardSaid(message):
                 self._shard_said(message)
             case ShardReborn(shard):
+                self.last_copies.forget(lambda digest: self._shard_of(digest) == shard)
                 self._announce_all(shard)
             case ShardHeard(shard):
                 if shard in self.lost_shards:
@@ -220,6 +224,7 @@ class PeerMachine:
                 assert self._reads[read] == blob
         assert not running, "attempts that no blob knows"
         self.seed.check_invariants()
+        self.last_copies.check_invariants(self.complete)
 
     # --- readers --------------------------------------------------------------------------------
 
@@ -317,6 +322,9 @@ class PeerMachine:
     def _shard_said(self, message: ShardMessage) -> None:
         if isinstance(message, Lease):
             self._leased(message)
+            return
+        if isinstance(message, Copies):
+            self.last_copies.heard(message, self.complete)
             return
         blob = message.ref.id if isinstance(message, Stat) else message.blob
         holding = self.blobs.get(blob)
@@ -745,6 +753,7 @@ class PeerMachine:
 
     def _lost(self, digest: Digest) -> None:
         self.complete.pop(digest, None)
+        self.last_copies.lost(digest)
         for blob, holding in list(self.blobs.items()):
             if holding.ref.digest == digest and holding.complete:
                 self._fail_reads(holding, Refusal(503, "UNKNOWN", "the blob was evicted"))
