@@ -576,6 +576,18 @@ class Peer:
         """Be getting these blobs, and say how much of each is here. Idempotent."""
         return self._preheating.hold(refs, self._loop.time())
 
+    async def take_over(self, blobs: tuple[tuple[BlobRef, int], ...]) -> tuple[Held, ...]:
+        """As `hold`, of blobs that another node is to hand over: only as far as there is room.
+
+        No other blob's last copy and nothing that is pinned goes for them. Idempotent.
+        """
+        spare_bytes = self._store.spare_bytes(self._rank)
+        return self._preheating.take_over(blobs, spare_bytes, self._loop.time())
+
+    async def upstreams(self, digests: tuple[Digest, ...]) -> tuple[str | None, ...]:
+        """Which upstream each of these complete blobs came from, if that is known."""
+        return tuple(self._store.upstream_of(digest) for digest in digests)
+
     async def remove(self, digest: str) -> bool:
         """Throw a complete blob away. Idempotent."""
         parsed = Digest.parse(digest)

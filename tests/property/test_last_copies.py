@@ -35,6 +35,7 @@ class Cluster:
         self.life = 1
         self.now = 0.0
         self.words: list[tuple[PeerId, m.Copies]] = []
+        self.draining: frozenset[PeerId] = frozenset()
         self.disks: dict[PeerId, set[Digest]] = {peer: set() for peer in PEERS}
         self.peers: dict[PeerId, PeerMachine] = {}
         self.shards = [self._new_shard() for _ in range(N_SHARDS)]
@@ -73,8 +74,15 @@ class Cluster:
     def restart_shard(self, number: int, quiet_s: float = 0.0) -> None:
         self.life += 1
         self.shards[number] = self._new_shard(self.now + quiet_s)
+        self._hear(number, m.Draining(self.draining))
         for peer in self.peers:
             self.announce(peer, number)
+
+    def drain(self, peer: PeerId) -> None:
+        """It is to go away; if it was already, it stays."""
+        self.draining ^= {peer}
+        for number in range(N_SHARDS):
+            self._hear(number, m.Draining(self.draining))
 
     def announce(self, peer: PeerId, number: int) -> None:
         """As after a word that went lost."""
@@ -108,12 +116,17 @@ class Cluster:
             shard.check_invariants()
         for peer, machine in self.peers.items():
             machine.check_invariants()
-            alone = {
-                digest
-                for digest in self.disks[peer]
-                if [p for p in self.peers if digest in self.disks[p]] == [peer]
-            }
-            assert self.last_copies(peer) == (alone if peer.startswith("seed") else set())
+            last = {digest for digest in self.disks[peer] if self.is_last(digest, peer)}
+            assert self.last_copies(peer) == last
+
+    def is_last(self, digest: Digest, peer: PeerId) -> bool:
+        """Whether the peer is to know its copy as the last: none that counts more is elsewhere."""
+        if peer == "old-seed":
+            return False
+        staying = {p for p in self.peers if digest in self.disks[p] and p not in self.draining}
+        if peer in self.draining:
+            return not staying
+        return staying == {peer} and peer.startswith("seed")
 
 
 steps = st.lists(
@@ -123,6 +136,7 @@ steps = st.lists(
         st.tuples(st.just("kill"), st.sampled_from(PEERS), st.booleans()),
         st.tuples(st.just("start"), st.sampled_from(PEERS), st.none()),
         st.tuples(st.just("announce"), st.sampled_from(PEERS), st.integers(0, N_SHARDS - 1)),
+        st.tuples(st.just("drain"), st.sampled_from(PEERS), st.none()),
         st.tuples(st.just("shard"), st.none(), st.integers(0, N_SHARDS - 1)),
     ),
     max_size=40,
@@ -145,6 +159,8 @@ def test_a_seed_knows_its_last_copies_whatever_happens(steps: list[tuple[str, ..
                 cluster.start_peer(peer)
             case ("announce", peer, number):
                 cluster.announce(peer, number)
+            case ("drain", peer, _):
+                cluster.drain(peer)
             case ("shard", _, number):
                 cluster.restart_shard(number)
         cluster.check()
@@ -167,6 +183,15 @@ def test_a_shard_that_starts_again_says_nothing_before_all_had_time_to_announce(
         (PEERS[0], (A,), ())
     ]
     cluster.check()
+
+
+def test_a_seed_that_announces_itself_anew_is_told_again() -> None:
+    cluster = Cluster()
+    cluster.gain(PEERS[0], A)
+    for number in range(N_SHARDS):
+        cluster.announce(PEERS[0], number)
+    cluster.check()
+    assert A in cluster.peers[PEERS[0]].last_copies
 
 
 def test_all_that_changes_in_a_step_is_one_word() -> None:

@@ -606,6 +606,20 @@ def test_a_quota_takes_last_copies_after_the_others(root: Path) -> None:
         assert set(store.completes()) == set()
 
 
+def test_what_could_be_had_without_a_last_copy_or_a_pin(store: Store) -> None:
+    last, pinned, _ = (put(store, content(name, 20_000), "lab").digest for name in "lpo")
+    ranks = {last: Rank.LAST_COPY, pinned: Rank.PINNED}
+
+    def rank(digest: Digest) -> Rank:
+        return ranks.get(digest, Rank.ORDINARY)
+
+    assert store.spare_bytes(rank) == CAPACITY - 40_000
+    store.create(key_of(b"new"), 50_000, PIECE, rank)
+    assert set(store.completes()) == {last, pinned}
+    assert store.spare_bytes(rank) == CAPACITY - 90_000
+    assert (store.upstream_of(last), store.upstream_of(key_of(b"x").digest)) == ("lab", None)
+
+
 def test_create_evicts_as_much_as_needed_and_nothing_in_vain(store: Store) -> None:
     keys = [key_of(put(store, content(f"{n}", 30_000)).path.read_bytes()) for n in range(3)]
     with pytest.raises(NoSpace):

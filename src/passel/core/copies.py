@@ -43,7 +43,9 @@ class CopyIndex:
 
     def __init__(self) -> None:
         self.by_digest: dict[Digest, CompleteCopies] = {}
-        self._told: dict[Digest, PeerId] = {}
+        #: Peers whose nodes are to go away: their copies do not count, unless there are no others.
+        self.draining: frozenset[PeerId] = frozenset()
+        self._told: dict[Digest, tuple[PeerId, ...]] = {}
         self._changed: dict[Digest, None] = {}
         self._number = 0
 
@@ -54,15 +56,13 @@ class CopyIndex:
             copies = self.by_digest[digest] = CompleteCopies(size, digests)
         copies.holders[peer] = None
         self._changed[digest] = None
-        if self._told.get(digest) == peer:
-            # It announces itself anew, so it may have missed what it was told.
-            del self._told[digest]
+        # It announces itself anew, so it may have missed what it was told.
+        self._untell(digest, peer)
         return copies
 
     def remove(self, digest: Digest, peer: PeerId) -> None:
         """A peer has it no more, and forgets by itself what it was told about it."""
-        if self._told.get(digest) == peer:
-            del self._told[digest]
+        self._untell(digest, peer)
         copies = self.by_digest.get(digest)
         if copies is None or peer not in copies.holders:
             return
@@ -77,27 +77,37 @@ class CopyIndex:
             if peer in copies.holders:
                 self.remove(digest, peer)
 
-    def last_holder(self, digest: Digest, keeps: Callable[[PeerId], bool]) -> PeerId | None:
-        """The peer that has the last copy, if it is one that `keeps` such."""
+    def drain(self, peers: frozenset[PeerId]) -> None:
+        """These peers, all together, are to go away."""
+        changed = peers ^ self.draining
+        self.draining = peers
+        for digest, copies in self.by_digest.items() if changed else ():
+            if not changed.isdisjoint(copies.holders):
+                self._changed[digest] = None
+
+    def last_holders(self, digest: Digest, keeps: Callable[[PeerId], bool]) -> tuple[PeerId, ...]:
+        """Who has the last copy, of those that `keeps` such; several only if all are to go away."""
         copies = self.by_digest.get(digest)
-        if copies is None or len(copies.holders) != 1:
-            return None
-        (holder,) = copies.holders
-        return holder if keeps(holder) else None
+        if copies is None:
+            return ()
+        staying = [peer for peer in copies.holders if peer not in self.draining]
+        if len(staying) > 1:
+            return ()
+        return tuple(peer for peer in staying or copies.holders if keeps(peer))
 
     def news(self, keeps: Callable[[PeerId], bool]) -> dict[PeerId, Copies]:
         """What is to be said of all that has changed since the last time: a word for each seed."""
         sole: dict[PeerId, list[Digest]] = {}
         shared: dict[PeerId, list[Digest]] = {}
         for digest in self._changed:
-            told, last = self._told.get(digest), self.last_holder(digest, keeps)
-            if told == last:
-                continue
-            if told is not None:
-                shared.setdefault(told, []).append(digest)
-                del self._told[digest]
-            if last is not None:
-                sole.setdefault(last, []).append(digest)
+            told, last = self._told.pop(digest, ()), self.last_holders(digest, keeps)
+            for peer in told:
+                if peer not in last:
+                    shared.setdefault(peer, []).append(digest)
+            for peer in last:
+                if peer not in told:
+                    sole.setdefault(peer, []).append(digest)
+            if last:
                 self._told[digest] = last
         self._changed.clear()
         self._number += bool(sole or shared)
@@ -106,12 +116,19 @@ class CopyIndex:
             for peer in sole | shared
         }
 
+    def _untell(self, digest: Digest, peer: PeerId) -> None:
+        told = tuple(each for each in self._told.pop(digest, ()) if each != peer)
+        if told:
+            self._told[digest] = told
+
     def check_invariants(self) -> None:
         """Re-derive what is kept twice. Raises AssertionError."""
         for copies in self.by_digest.values():
             assert copies.holders, "a blob that nobody has"
-        for digest, peer in self._told.items():
-            assert peer in self.by_digest[digest].holders, "told about what it does not have"
+        for digest, told in self._told.items():
+            assert told
+            for peer in told:
+                assert peer in self.by_digest[digest].holders, "told about what it does not have"
 
 
 class LastCopies:

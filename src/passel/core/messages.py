@@ -346,7 +346,14 @@ class PeersExpected:
     peers: tuple[PeerId, ...]
 
 
-ShardEvent = Reported | PeerGone | PeersExpected
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """All peers whose nodes are to go away. Absolute: others are no more, or never were."""
+
+    peers: frozenset[PeerId]
+
+
+ShardEvent = Reported | PeerGone | PeersExpected | Draining
 
 
 @dataclass(frozen=True, slots=True)

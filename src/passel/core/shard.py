@@ -31,6 +31,7 @@ from passel.core.messages import (
     Demand,
     Digests,
     Discard,
+    Draining,
     Edge,
     Gains,
     Hello,
@@ -120,6 +121,8 @@ class ShardMachine:
                     self._item(peer, incarnation, item, now, dirty)
             case PeersExpected(peers):
                 self._expected = set(peers)
+            case Draining(peers):
+                self.copies.drain(peers)
             case PeerGone(peer, incarnation, for_good):
                 known = self.peers.get(peer)
                 if known and (incarnation is None or known.incarnation == incarnation):
@@ -452,11 +455,16 @@ class ShardMachine:
             swarm.lease = None
 
     def _fetcher(self, swarm: Swarm, now: float) -> PeerId | None:
-        """Who goes to the origin: the blob's seed, else one of those who want it."""
+        """Who goes to the origin: the blob's seed, else one of those who want it.
+
+        Whoever drains only if nobody else can: its own clients still want their bytes.
+        """
         able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now]
-        seeds = [p for p in able if self.peers[p].role is Role.SEED]
+        staying = [p for p in able if p not in self.copies.draining]
+        seeds = [p for p in staying if self.peers[p].role is Role.SEED]
         hungry = [p for p in able if p in swarm.rows and swarm.row_is_hungry(swarm.rows[p])]
-        owner = rendezvous.owner(str(swarm.key.digest), seeds or hungry)
+        others = [p for p in hungry if p not in self.copies.draining]
+        owner = rendezvous.owner(str(swarm.key.digest), seeds or others or hungry)
         return None if owner is None else PeerId(owner)
 
     def _needed(self, swarm: Swarm, now: float) -> int | None:
@@ -703,7 +711,9 @@ class ShardMachine:
 
     def _keeps_last_copies(self, peer: PeerId) -> bool:
         info = self.peers.get(peer)
-        return info is not None and info.role is Role.SEED and info.wire >= COPIES_SINCE
+        if info is None or info.wire < COPIES_SINCE:
+            return False
+        return info.role is Role.SEED or peer in self.copies.draining
 
     def _say(self, peer: PeerId, message: object) -> None:
         self._out.append(Deliver(peer, message))  # type: ignore[arg-type]
@@ -744,6 +754,10 @@ class ShardMachine:
             names.pop(swarm.key.id, None)
             if not names:
                 del self._by_digest[swarm.key.digest]
+
+    def knows_all_of(self, peer: PeerId, now: float) -> bool:
+        """Whether the peer has said all that it has, and others had time to say theirs."""
+        return now >= self._quiet_until and peer in self._heard
 
     def wanted_swarms(self) -> list[Swarm]:
         """The blobs that somebody wants, or goes to the origin for."""

@@ -468,6 +468,17 @@ class Store:
             fileio.unlink(self._paths.sidecar(digest))
             return True
 
+    def spare_bytes(self, rank: Callable[[Digest], Rank]) -> int:
+        """How large a blob may be that costs nothing but ordinary ones; not above 0: none."""
+        with self._lock:
+            ordinary = (each for each in self._table if rank(each) is Rank.ORDINARY)
+            return sum(map(self._table.size, ordinary)) - self._shortfall(0)
+
+    def upstream_of(self, digest: Digest) -> str | None:
+        """Where a complete blob came from, if that is known."""
+        with self._lock:
+            return self._owners.of(digest)
+
     def upstream_bytes(self, upstream: str) -> int:
         """As `used_bytes`, of the blobs that came from there."""
         with self._lock:
