@@ -14,6 +14,7 @@ from typing import Any
 from typing_extensions import assert_never
 
 from passel.actors.configuring import Configuring
+from passel.actors.draining import Draining, member_of
 from passel.actors.duties import Duties
 from passel.actors.handles import (
     PeerHandle,
@@ -40,7 +41,6 @@ from passel.core.jobs import (
     JobMachine,
     JobState,
     Keep,
-    Member,
     MembersSeen,
     NodeSaid,
     Order,
@@ -85,6 +85,7 @@ class Admin:
         self._peers = peers
         self._rotation = rotation
         self._machine = JobMachine()
+        self.draining = Draining(duties, self.configuring, shards, specs, peers)
         self._pinning = Pinning(peers)
         self._scheduling = Scheduling(self._submit)
         self._loop = asyncio.get_running_loop()
@@ -99,6 +100,7 @@ class Admin:
                 self._step(_restored(value))
             except (ValueError, KeyError, TypeError, InputError) as error:
                 log.error("job_unreadable why=%s", error)
+        await self.draining.restore()
         await self._pinning.restore()
         await self._scheduling.restore()
         await self.configuring.restore()
@@ -107,9 +109,15 @@ class Admin:
         self._duties.start(self._scheduling.run(self._duties, lambda: bool(self._machine.members)))
         self._duties.start(self.configuring.run(self._duties))
         while True:
-            self._step(MembersSeen(tuple(_member(spec) for spec in self._specs.values())))
+            staying = (s for s in self._specs.values() if s.peer not in self.draining.peers)
+            self._step(MembersSeen(tuple(member_of(spec) for spec in staying)))
             self._perform(self._machine.handle_timer(self._loop.time()))
             await asyncio.sleep(TICK_S)
+
+    async def drain(self) -> None:
+        """For ever: hand over what only nodes have that are to go away. All nodes are known."""
+        await self._is_restored.wait()
+        await self.draining.run()
 
     async def answer(self, verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """An HTTP status, and the facts or the error in the shape of the registry API."""
@@ -128,15 +136,18 @@ class Admin:
             "schedule": self._schedule,
             "unschedule": self._unschedule,
             "rotate": self._rotate,
+            "drains": self._drains,
+            "drain": self._drain,
+            "undrain": self._undrain,
         }
         await asyncio.wait_for(self._is_restored.wait(), ASK_TIMEOUT_S)
         try:
             if verb not in verbs:
                 raise InputError(404, "UNSUPPORTED", f"expected one of {', '.join(verbs)}")
-            what = fields.get("what", "")
-            if not isinstance(what, str) or not what.isprintable() or len(what) > WHAT_MAX:
-                text = f"a name is text of {WHAT_MAX} characters at most, on one line"
-                raise InputError(400, "NAME_INVALID", text)
+            for name in (fields.get("what", ""), fields.get("node", "")):
+                if not isinstance(name, str) or not name.isprintable() or len(name) > WHAT_MAX:
+                    text = f"a name is text of {WHAT_MAX} characters at most, on one line"
+                    raise InputError(400, "NAME_INVALID", text)
             return 200, await verbs[verb](fields)
         except InputError as error:
             return error.status, _error(error.code, error.message)
@@ -218,6 +229,16 @@ class Admin:
     async def _rotate(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Begin to replace the cluster's secret, or only say how far that is."""
         return await self._rotation.begin() if fields["begin"] else self._rotation.facts()
+
+    async def _drains(self, fields: dict[str, Any]) -> dict[str, Any]:
+        node = fields.get("node")
+        return {"drains": self.draining.all() if node is None else [self.draining.one(str(node))]}
+
+    async def _drain(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self.draining.begin(str(fields["node"]))
+
+    async def _undrain(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self.draining.undo(str(fields["node"]))
 
     async def _cancel(self, fields: dict[str, Any]) -> dict[str, Any]:
         name = str(fields["job"])
@@ -348,10 +369,6 @@ class Admin:
                 await asyncio.to_thread(strike_out, _KEY + name)
             else:
                 await asyncio.to_thread(write_down, _KEY + name, value)
-
-
-def _member(spec: PeerSpec) -> Member:
-    return Member(spec.peer, spec.place.node, spec.place.zone, spec.role)
 
 
 def _order(fields: dict[str, Any]) -> Order:

@@ -94,9 +94,11 @@ class Controller:
             nodes = await asyncio.to_thread(live_nodes)
             await self._reconcile(nodes)
             if not self._has_looked:
-                # A step of a rotation waits for all peers: not before it is known who they are.
+                # A step of a rotation waits for all peers, a drain ends with its node: not before
+                # it is known who they are.
                 self._has_looked = True
                 self._duties.start(self._rotation.run(self._duties))
+                self._duties.start(self._admin.drain())
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _reconcile(self, nodes: list[dict[str, Any]]) -> None:
@@ -116,7 +118,9 @@ class Controller:
             self._replaced.add(peer)
             await self._forget(peer)
         current = self._current_seeds() or await self._seeds_of_former_life(fresh)
-        seeds = choose_seeds(self._config, places, labels, current)
+        draining = self._admin.draining.peers
+        staying = {peer: place for peer, place in places.items() if peer not in draining}
+        seeds = choose_seeds(self._config, staying, labels, current - draining)
         for peer in fresh:
             role = Role.SEED if peer in seeds else Role.PEER
             spec = await self._spec_of(peer, places[peer], role)
@@ -176,7 +180,10 @@ class Controller:
         peers = list(self._specs.values())
         answers = await asyncio.gather(*(self._ask(self._peers[s.peer]) for s in peers))
         shards = await asyncio.gather(*(self._ask(shard) for shard in self._shards))
-        nodes = [_node_status(s, a) for s, a in zip(peers, answers, strict=True)]
+        nodes = [
+            {**_node_status(s, a), "draining": s.peer in self._admin.draining.peers}
+            for s, a in zip(peers, answers, strict=True)
+        ]
         names = {spec.peer: spec.place.node for spec in peers}
         here = names.get(PeerId(self._node), self._node)
         return {

@@ -16,6 +16,7 @@ from ray.experimental import internal_kv
 
 from passel.actors.words import NAMESPACE, Reply, controller_name, peer_name, shard_name
 from passel.config.live import Applied
+from passel.core.handover import Remaining
 from passel.core.inventory import BlobEntry
 from passel.core.jobs import Held
 from passel.core.messages import ReportItem, ShardMessage
@@ -23,7 +24,7 @@ from passel.core.overview import Overview
 from passel.core.pins import Pinned
 from passel.core.rotation import Ring
 from passel.errors import PeerUnavailable
-from passel.ids import BlobRef, PeerId
+from passel.ids import BlobRef, Digest, PeerId
 from passel.telemetry.scene import Glance
 
 _T = TypeVar("_T")
@@ -122,6 +123,20 @@ class ShardHandle(_Handle):
         answer: tuple[list[BlobEntry], int] = await self.ask("blobs", limit, timeout_s=timeout_s)
         return answer
 
+    async def drain(
+        self,
+        peers: frozenset[PeerId],
+        watched: tuple[Digest, ...],
+        limit: int,
+        timeout_s: float,
+    ) -> Remaining:
+        """The nodes of these peers, and of no others, are to go away; what only they have.
+
+        Of the `watched` blobs, also which ones others have by now.
+        """
+        answer: Remaining = await self.ask("drain", peers, watched, limit, timeout_s=timeout_s)
+        return answer
+
     async def overview(self, limit: int, timeout_s: float) -> Overview:
         """What moves now, and up to so many blobs."""
         answer: Overview = await self.ask("overview", limit, timeout_s=timeout_s)
@@ -146,6 +161,20 @@ class PeerHandle(_Handle):
     async def hold(self, refs: tuple[BlobRef, ...], timeout_s: float) -> tuple[Held, ...]:
         """See to it that the peer is getting these blobs; how much of each it has."""
         answer: tuple[Held, ...] = await self.ask("hold", refs, timeout_s=timeout_s)
+        return answer
+
+    async def take_over(
+        self, blobs: tuple[tuple[BlobRef, int], ...], timeout_s: float
+    ) -> tuple[Held, ...]:
+        """The peer gets blobs of these sizes if it has room for them; how much of each it has."""
+        answer: tuple[Held, ...] = await self.ask("take_over", blobs, timeout_s=timeout_s)
+        return answer
+
+    async def upstreams(
+        self, digests: tuple[Digest, ...], timeout_s: float
+    ) -> tuple[str | None, ...]:
+        """Which upstream each of the peer's complete blobs came from, if that is known."""
+        answer: tuple[str | None, ...] = await self.ask("upstreams", digests, timeout_s=timeout_s)
         return answer
 
     async def take_ring(self, ring: Ring, timeout_s: float) -> None:

@@ -36,6 +36,7 @@ from passel.config.load import load
 from passel.config.sections import Config
 from passel.config.units import host_port
 from passel.core import rendezvous
+from passel.core.copies import Rank
 from passel.core.jobs import Held
 from passel.core.messages import (
     BlobFound,
@@ -499,9 +500,7 @@ class Peer:
     def _open_partial(self, command: OpenPartial) -> None:
         self._serving.know(command.key)
         try:
-            self._store.create(
-                command.key, command.size, command.piece_size, self._pinned.digests.__contains__
-            )
+            self._store.create(command.key, command.size, command.piece_size, self._rank)
         except NoSpace as error:
             log.warning("store_full blob=%s why=%s; reads pass through", command.key.digest, error)
             self._later(StoreFull(command.key.id))
@@ -511,6 +510,9 @@ class Peer:
         finally:
             # Blobs may have gone in vain: a reader keeps their bytes on the disk.
             self._note_evictions()
+
+    def _rank(self, digest: Digest) -> Rank:
+        return self._machine.last_copies.rank(digest, self._pinned.digests)
 
     def _note_evictions(self) -> None:
         """Making room may have cost complete blobs: other peers must not be sent here for them."""
@@ -573,6 +575,18 @@ class Peer:
     async def hold(self, refs: tuple[BlobRef, ...]) -> tuple[Held, ...]:
         """Be getting these blobs, and say how much of each is here. Idempotent."""
         return self._preheating.hold(refs, self._loop.time())
+
+    async def take_over(self, blobs: tuple[tuple[BlobRef, int], ...]) -> tuple[Held, ...]:
+        """As `hold`, of blobs that another node is to hand over: only as far as there is room.
+
+        No other blob's last copy and nothing that is pinned goes for them. Idempotent.
+        """
+        spare_bytes = self._store.spare_bytes(self._rank)
+        return self._preheating.take_over(blobs, spare_bytes, self._loop.time())
+
+    async def upstreams(self, digests: tuple[Digest, ...]) -> tuple[str | None, ...]:
+        """Which upstream each of these complete blobs came from, if that is known."""
+        return tuple(self._store.upstream_of(digest) for digest in digests)
 
     async def remove(self, digest: str) -> bool:
         """Throw a complete blob away. Idempotent."""

@@ -63,6 +63,21 @@ class Preheating:
                 self._duties.start(self._begin(ref, now))
         return tuple(told)
 
+    def take_over(
+        self, blobs: tuple[tuple[BlobRef, int], ...], spare_bytes: int, now: float
+    ) -> tuple[Held, ...]:
+        """As `hold`, but what is larger than the room that is left is refused."""
+        told: list[Held] = []
+        for ref, size in blobs:
+            if ref.digest not in self._machine.complete and not self._is_coming(ref):
+                if size > spare_bytes:
+                    text = f"no room for {size} bytes but that of last copies or pinned blobs"
+                    told.append(Held(0, size, complete=False, status=507, trouble=text))
+                    continue
+                spare_bytes -= size
+            told += self.hold((ref,), now)
+        return tuple(told)
+
     def _is_coming(self, ref: BlobRef) -> bool:
         holding = self._machine.blobs.get(ref.id)
         is_wanted = holding is not None and holding.rest and not holding.full

@@ -18,9 +18,11 @@ from passel.actors.outbox import Outbox
 from passel.actors.words import Reply, shard_limits
 from passel.config.load import load
 from passel.config.sections import Config
+from passel.core.handover import Remaining, remaining
 from passel.core.inventory import BlobEntry, inventory
 from passel.core.messages import (
     Deliver,
+    Draining,
     Hello,
     PeerGone,
     PeersExpected,
@@ -33,7 +35,7 @@ from passel.core.overview import Overview, overview
 from passel.core.shard import ShardMachine
 from passel.core.versions import refusal
 from passel.errors import PeerUnavailable
-from passel.ids import BlobRef, PeerId
+from passel.ids import BlobRef, Digest, PeerId
 from passel.telemetry import logs
 from passel.telemetry.recording import Recording
 from passel.telemetry.series import Measure, shard_measures
@@ -158,6 +160,13 @@ class Shard:
     async def blobs(self, limit: int) -> tuple[list[BlobEntry], int]:
         """For `passel ls`."""
         return inventory(self._machine, limit)
+
+    async def drain(
+        self, peers: frozenset[PeerId], watched: tuple[Digest, ...], limit: int
+    ) -> Remaining:
+        """These peers' nodes are to go away; what only they have. Idempotent."""
+        self._step(Draining(peers))
+        return remaining(self._machine, peers, watched, limit, self._loop.time())
 
     async def overview(self, limit: int) -> Overview:
         """For the page."""

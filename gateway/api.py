@@ -82,7 +82,11 @@ class Api:
         self._context = context
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._webhooks = Webhooks(context)
-        self.operations = (*self._operations(), *self._webhook_operations())
+        self.operations = (
+            *self._operations(),
+            *self._drain_operations(),
+            *self._webhook_operations(),
+        )
         self._document: bytes | None = None
 
     def _operations(self) -> tuple[Operation, ...]:
@@ -134,6 +138,31 @@ class Api:
                 "Take a pin away, by its id, its digest or what was pinned.",
                 m.Unpinned,
                 self._ask("unpin"),
+            ),
+        )
+
+    def _drain_operations(self) -> tuple[Operation, ...]:
+        m = apimodels
+        return (
+            Operation(
+                "GET",
+                "/drains",
+                "drains",
+                "The nodes that are to go away.",
+                m.Drains,
+                self._ask("drains"),
+            ),
+            Operation(
+                "POST",
+                "/drains/{node}",
+                "drain",
+                "Hand over what only this node has; again: try anew what could not be.",
+                m.Drain,
+                self._ask("drain"),
+                status=202,
+            ),
+            Operation(
+                "DELETE", "/drains/{node}", "undrain", "It stays.", m.Drain, self._ask("undrain")
             ),
         )
 

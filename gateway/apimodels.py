@@ -5,7 +5,7 @@ Answers have models too, for the document; the controller makes them, a test com
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -197,6 +197,38 @@ class Unpinned(Model):
     """The pins that are gone."""
 
     unpinned: list[Pin]
+
+
+class Left(Model):
+    """A blob that only nodes have which are to go away."""
+
+    digest: str
+    size: int
+    trouble: str
+    """Why nobody has got it yet; empty: it is on its way, or waits for its turn."""
+
+
+class Drain(Model):
+    """A node that is to go away."""
+
+    node: str
+    state: Literal["running", "done", "incomplete"]
+    """done: it may be taken away."""
+    trouble: str
+    blobs: int
+    """Handed over so far."""
+    bytes: int
+    left_blobs: int
+    """Still only there."""
+    left_bytes: int
+    left: list[Left]
+    """The first of them."""
+
+
+class Drains(Model):
+    """All nodes that are to go away."""
+
+    drains: list[Drain]
 
 
 class Status(Model):

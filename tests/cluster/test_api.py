@@ -80,7 +80,7 @@ def test_the_page_says_how(api_lab: Lab, origin: Origin) -> None:
         jsonschema.Draft202012Validator(schema).validate(answer)
 
     names = ["Job", "Job", "Jobs", "Job", "Job", "Schedule", "Schedule", "Schedules", "Schedule"]
-    names += ["Blobs", "Removal", "Pin", "Pins", "Unpinned"]
+    names += ["Blobs", "Removal", "Pin", "Pins", "Unpinned", "Drain", "Drains", "Drain"]
     for answer, name in zip(answers[1:], [*names, "Status"], strict=True):
         matches(answer, name)
     assert {node["node"] for node in answers[-1]["nodes"]} == {"n1", "n2"}

@@ -279,3 +279,26 @@ def test_late_joiner_gets_everything_from_peers() -> None:
     world.run(10)
     assert world.reads[read].done_at is not None
     assert world.origin_bytes == 20 * MIB
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_seeds_know_which_copies_are_the_last(seed: int) -> None:
+    world = World(Setup(n_peers=5, seeds=2, shards=2, seed=seed))
+    refs = [world.blob(f"b{i}", 3 * MIB) for i in range(4)]
+    for ref in refs:
+        world.read("p0", ref)
+    world.run(5)
+    world.kill_peer("p1")
+    world.read("p4", refs[0])
+    world.run(8)
+    world.restart_peer("p1")
+    world.kill_shard(down_s=1.0)
+    world.run(20)
+    assert finished(world)
+    n_last = 0
+    for node in world.nodes.values():
+        others = {d for n in world.nodes.values() if n is not node for d in n.done}
+        alone = set(node.done) - others if node.info.role is Role.SEED else set()
+        assert {digest for digest in node.done if digest in node.machine.last_copies} == alone
+        n_last += len(alone)
+    assert n_last > 0

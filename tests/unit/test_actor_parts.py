@@ -31,7 +31,7 @@ from passel.core.messages import (
 )
 from passel.errors import ContentError, PeerBusy, PeerUnavailable
 from passel.ids import BlobKey, PeerId
-from passel.store.store import Store
+from passel.store.store import Store, all_ordinary
 
 MIB = 1 << 20
 
@@ -118,7 +118,7 @@ def test_what_was_evicted_in_vain_is_told_all_the_same(tmp_path: Path) -> None:
         peer = SimpleNamespace(
             _store=store,
             _serving=SimpleNamespace(know=said.append, forget=said.append),
-            _pinned=SimpleNamespace(digests=frozenset()),
+            _rank=all_ordinary,
             _machine=SimpleNamespace(complete={a_digest("gone")}),
             _later=said.append,
             _n_evicted=0,

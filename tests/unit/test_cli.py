@@ -91,6 +91,7 @@ def test_what_is_not_built_is_not_promised() -> None:
         "ls",
         "rm",
         "rotate",
+        "drain",
         "fsck",
         "sim",
         "trace",

@@ -28,6 +28,16 @@ JOB = {
     "bytes": 5,
     "nodes": [{"node": "n1", "zone": "a", "blobs": 0, "bytes": 0, "trouble": ""}],
 }
+DRAIN = {
+    "node": "n3",
+    "state": "incomplete",
+    "trouble": "some blobs found no other node",
+    "blobs": 1,
+    "bytes": 5,
+    "left_blobs": 1,
+    "left_bytes": 7,
+    "left": [{"digest": DIGEST, "size": 7, "trouble": "n1: no room"}],
+}
 
 
 def with_api(config: Config, **api: object) -> Config:
@@ -75,6 +85,19 @@ async def test_a_preheat_is_handed_to_the_controller(w: World) -> None:
     status, _, _ = await w.get(url, "DELETE", Authorization=f"Bearer {TOKEN}")
     assert status == 200
     assert w.door.admin_asked[-1] == ("unpin", {"what": "lab/app:v1"})
+
+
+async def test_a_drain_is_handed_to_the_controller(w: World) -> None:
+    w.door.admin |= dict.fromkeys(("drain", "undrain"), (200, DRAIN))
+    w.door.admin["drains"] = 200, {"drains": [DRAIN]}
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    url = f"{w.health}/api/v1/drains/n3"
+    assert [(await w.get(url, "POST"))[0], (await w.get(url, "DELETE"))[0]] == [401, 401]
+    assert (await w.get(url, "POST", **headers))[0] == 202
+    assert (await w.get(url, "DELETE", **headers))[0] == 200
+    assert await call(w, "GET", "/drains", token=None) == (200, {"drains": [DRAIN]})
+    named = {"node": "n3"}
+    assert w.door.admin_asked == [("drain", named), ("undrain", named), ("drains", {})]
 
 
 async def test_whoever_changes_something_shows_the_token(w: World, tmp_path: Path) -> None:
@@ -219,6 +242,7 @@ async def test_the_document_describes_what_is_taken_and_given(w: World) -> None:
     assert valid({"what": "lab/app:v1", "ttl": "7 d"}, "Preheat")
     assert not valid({"what": "lab/app:v1", "where": 1}, "Preheat")
     assert valid(JOB, "Job")
+    assert valid(DRAIN, "Drain")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             assert ("security" in operation) == (method != "get"), path

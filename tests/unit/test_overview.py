@@ -43,7 +43,7 @@ def test_a_read_of_a_part_wants_that_part() -> None:
     world.run(20.0)
     machine = world.shards[0].machine
     row = machine.swarms[ref.id].rows[PeerId("p1")]
-    machine.copies.clear()
+    machine.copies.by_digest.clear()
     row.have, row.rest, row.urgent = 0b1, False, 0b100
     machine._active[ref.id] = None
     assert overview(machine, 10).peers == {PeerId("p1"): (MIB, 2 * MIB)}

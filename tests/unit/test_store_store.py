@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from unit.store_makers import CAPACITY, PIECE, content, fill, key_of, put, tree
 
+from passel.core.copies import Rank
 from passel.errors import (
     DigestMismatch,
     LengthMismatch,
@@ -30,15 +31,17 @@ from passel.store import (
     PieceContested,
     Store,
     StoreReader,
+    all_ordinary,
     fileio,
-    keep_none,
 )
 from passel.store import (
     store as store_module,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator
+
+    from passel.ids import Digest
 
 
 @pytest.fixture
@@ -503,6 +506,10 @@ def test_a_reader_in_another_process(store: Store, root: Path) -> None:
 # -- room
 
 
+def pinning(digests: Collection[Digest]) -> Callable[[Digest], Rank]:
+    return lambda digest: Rank.PINNED if digest in digests else Rank.ORDINARY
+
+
 def test_eviction_takes_the_least_recently_used(
     store: Store, reader: StoreReader, root: Path
 ) -> None:
@@ -510,17 +517,17 @@ def test_eviction_takes_the_least_recently_used(
     keys = [key_of(each) for each in data]
     for each in data:
         put(store, each)
-    assert store.evict(0, keep_none) == []
+    assert store.evict(0, all_ordinary) == []
     store.complete(keys[0].digest)
     # The gateway's reads count as uses too; its clock is the real one and far ahead of ours.
     assert reader.view(keys[1]) is not None
     n_files = len(tree(root))
-    assert store.evict(30_000, keep_none) == [keys[2].digest, keys[3].digest]
+    assert store.evict(30_000, all_ordinary) == [keys[2].digest, keys[3].digest]
     assert store.used_bytes() == 60_000
     assert len(tree(root)) == n_files - 4
     assert store.complete(keys[2].digest) is None
     seed = {keys[4].digest}
-    assert store.evict(100_000, seed.__contains__) == [keys[0].digest, keys[1].digest]
+    assert store.evict(100_000, pinning(seed)) == [keys[0].digest, keys[1].digest]
 
 
 def test_the_order_of_use_survives_a_restart(root: Path) -> None:
@@ -531,7 +538,7 @@ def test_the_order_of_use_survives_a_restart(root: Path) -> None:
             put(store, content(f"{n}", 1000))
         store.complete(keys[0].digest)
     with Store.open(root, CAPACITY, clock_ns=lambda: next(clock)) as store:
-        assert store.evict(CAPACITY, keep_none) == [keys[n].digest for n in (1, 2, 0)]
+        assert store.evict(CAPACITY, all_ordinary) == [keys[n].digest for n in (1, 2, 0)]
 
 
 def test_what_is_pinned_goes_last_and_only_when_the_disk_itself_is_full(
@@ -544,16 +551,73 @@ def test_what_is_pinned_goes_last_and_only_when_the_disk_itself_is_full(
         loose = put(store, content("l", 30_000)).digest
         # The capacity is used up by what is pinned: the new one does not fit, nothing is lost.
         with pytest.raises(NoSpace):
-            store.create(key_of(b"n"), 60_000, PIECE, pinned.__contains__)
+            store.create(key_of(b"n"), 60_000, PIECE, pinning(pinned))
         assert set(store.completes()) == {*pinned, loose}
         # Somebody else fills the disk: first what is not pinned, although it was used last.
         free = 5_000
         monkeypatch.setattr(store, "reserve_bytes", 1_000)
-        assert store.evict(25_000, pinned.__contains__) == [loose]
-        gone = store.evict(25_000, pinned.__contains__)
+        assert store.evict(25_000, pinning(pinned)) == [loose]
+        gone = store.evict(25_000, pinning(pinned))
         assert len(gone) == 1
         assert set(gone) < pinned
         assert "evicted_although_pinned" in caplog.text
+
+
+def test_a_last_copy_goes_after_all_others_and_before_a_new_blob_is_refused(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = itertools.count(10**18, 100 * 10**9)
+    with Store.open(root, CAPACITY, clock_ns=lambda: next(clock)) as store:
+        # From the least recently used on: two last copies, a pinned one, two of which others exist.
+        names = ("s1", "s2", "p", "o1", "o2")
+        digests = {name: put(store, content(name, 20_000)).digest for name in names}
+        ranks = {
+            digests["s1"]: Rank.LAST_COPY,
+            digests["s2"]: Rank.LAST_COPY,
+            digests["p"]: Rank.PINNED,
+        }
+
+        def rank(digest: Digest) -> Rank:
+            return ranks.get(digest, Rank.ORDINARY)
+
+        for size, left in ((20_000, {"s1", "s2", "p", "o2"}), (60_000, {"s2", "p"})):
+            new = key_of(b"new" + bytes(size))
+            store.create(new, size, PIECE, rank)
+            assert set(store.completes()) == {digests[name] for name in left}
+            store.discard(new.id)
+        assert f"last_copy_evicted digest={digests['s1']}" in caplog.text
+        with pytest.raises(NoSpace):
+            store.create(key_of(b"large"), 81_000, PIECE, rank)
+        assert set(store.completes()) == {digests["s2"], digests["p"]}, "nothing goes in vain"
+
+
+def test_a_quota_takes_last_copies_after_the_others(root: Path) -> None:
+    clock = itertools.count(10**18, 100 * 10**9)
+    with Store.open(root, CAPACITY, clock_ns=lambda: next(clock)) as store:
+        sole, *rest = (put(store, content(f"{i}", 10_000), "lab").digest for i in range(3))
+        store.quotas = {"lab": 30_000}
+
+        def rank(digest: Digest) -> Rank:
+            return Rank.LAST_COPY if digest == sole else Rank.ORDINARY
+
+        store.create(key_of(b"x", "lab"), 10_000, PIECE, rank)
+        assert set(store.completes()) == {sole, rest[1]}
+        store.create(key_of(b"y", "lab"), 20_000, PIECE, rank)
+        assert set(store.completes()) == set()
+
+
+def test_what_could_be_had_without_a_last_copy_or_a_pin(store: Store) -> None:
+    last, pinned, _ = (put(store, content(name, 20_000), "lab").digest for name in "lpo")
+    ranks = {last: Rank.LAST_COPY, pinned: Rank.PINNED}
+
+    def rank(digest: Digest) -> Rank:
+        return ranks.get(digest, Rank.ORDINARY)
+
+    assert store.spare_bytes(rank) == CAPACITY - 40_000
+    store.create(key_of(b"new"), 50_000, PIECE, rank)
+    assert set(store.completes()) == {last, pinned}
+    assert store.spare_bytes(rank) == CAPACITY - 90_000
+    assert (store.upstream_of(last), store.upstream_of(key_of(b"x").digest)) == ("lab", None)
 
 
 def test_create_evicts_as_much_as_needed_and_nothing_in_vain(store: Store) -> None:
@@ -561,7 +625,7 @@ def test_create_evicts_as_much_as_needed_and_nothing_in_vain(store: Store) -> No
     with pytest.raises(NoSpace):
         store.create(key_of(b"x"), CAPACITY + 1, PIECE)
     with pytest.raises(NoSpace):
-        store.create(key_of(b"x"), 50_000, PIECE, keep={key.digest for key in keys}.__contains__)
+        store.create(key_of(b"x"), 50_000, PIECE, pinning({key.digest for key in keys}))
     assert len(store.completes()) == 3
     store.create(key_of(b"x"), 50_000, PIECE)
     assert set(store.completes()) == {keys[2].digest}
@@ -602,7 +666,7 @@ def test_an_upstream_over_its_quota_loses_its_own_least_recently_used(
         with pytest.raises(NoSpace, match="its quota of 35000"):
             store.create(key_of(b"x", "lab"), 36_000, PIECE)
         with pytest.raises(NoSpace, match="30000 of its quota of 35000"):
-            store.create(key_of(b"x", "lab"), 20_000, PIECE, set(ours).__contains__)
+            store.create(key_of(b"x", "lab"), 20_000, PIECE, pinning(set(ours)))
         assert len(store.completes()) == 4, "nothing is evicted in vain"
         store.create(key_of(b"x", "lab"), 20_000, PIECE)
         assert set(store.completes()) == {other, ours[0]}, "what was used last stays"
@@ -612,7 +676,7 @@ def test_an_upstream_over_its_quota_loses_its_own_least_recently_used(
         assert set(store.completes()) == {other, ours[0]}
         # Nothing of the quota's victims is lost when the store as a whole has no room.
         with pytest.raises(NoSpace):
-            store.create(key_of(b"z", "lab"), 15_000, PIECE, {other}.__contains__)
+            store.create(key_of(b"z", "lab"), 15_000, PIECE, pinning({other}))
         assert set(store.completes()) == {other, ours[0]}
 
 

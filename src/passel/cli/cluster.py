@@ -257,6 +257,11 @@ def status(state: StateOption = None, as_json: JsonOption = False) -> None:
         out.print(f"shards: {shards or 'none answers'}; blobs: {facts['blobs']}")
 
 
+def _role(node: dict[str, Any]) -> str:
+    role = (node["role"] or "") if node["alive"] else "down"
+    return f"{role}, drains" if node.get("draining") else role
+
+
 def print_nodes(facts: dict[str, Any]) -> None:
     """A table, one line for each node."""
     sources = ("local", "peer", "seed", "origin")
@@ -266,7 +271,7 @@ def print_nodes(facts: dict[str, Any]) -> None:
             (
                 node["node"],
                 node["zone"],
-                (node["role"] or "") if node["alive"] else "down",
+                _role(node),
                 node["gateway"] or "",
                 *(size(node["bytes"][source]) for source in sources),
             )

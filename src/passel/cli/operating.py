@@ -1,4 +1,4 @@
-"""`passel preheat`, `jobs`, `schedules`, `pin`, `ls`, `rm`, `rotate`: what controllers do."""
+"""`passel preheat`, `jobs`, `pin`, `ls`, `rm`, `rotate`, `drain`: what controllers do."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def rotate(
     with errors_are_sentences():
         client = _client(state, config)
         deadline = time.monotonic() + ROTATION_MAX_S
-        facts = _begin_rotation(client, deadline)
+        facts = _ask_patiently(client, deadline, "rotate", begin=True)
         while facts["stage"] != "steady" and time.monotonic() < deadline:
             time.sleep(WATCH_EVERY_S)
             # A controller or a peer that starts again goes on where it was.
@@ -294,18 +294,69 @@ def rotate(
             out.print("the peers have a new secret, the old one is good for nothing")
 
 
-def _begin_rotation(client: Client, deadline: float) -> dict[str, Any]:
-    """Begin one. A controller that is being started again is waited for.
+def _ask_patiently(client: Client, deadline: float, verb: str, **fields: Any) -> dict[str, Any]:
+    """Ask for something to begin. A controller that is being started again is waited for.
 
-    Its former life may have begun one before its answer was lost: then that one goes on.
+    Its former life may have begun it before its answer was lost: then that goes on.
     """
     while True:
         try:
-            return client.ask("rotate", begin=True)
+            return client.ask(verb, **fields)
         except PeerBusy as busy:
             if time.monotonic() + busy.retry_after_s > deadline:
                 raise
             time.sleep(busy.retry_after_s)
+
+
+def drain(
+    node: Annotated[str, typer.Argument(help="The node that is to go away, as status calls it.")],
+    undo: Annotated[bool, typer.Option("--undo", help="It stays after all.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand over what only one node has, before the node is taken away."""
+    with errors_are_sentences():
+        client = _client(state, config)
+        deadline = time.monotonic() + AWAY_MAX_S
+        if undo:
+            facts = _ask_patiently(client, deadline, "undrain", node=node)
+            print_json(facts) if as_json else out.print(f"{node} stays", markup=False)
+            return
+        facts = _watch_drain(client, _ask_patiently(client, deadline, "drain", node=node))
+        if as_json:
+            print_json(facts)
+        elif facts["state"] == "done":
+            handed = f"{facts['blobs']} blobs, {size(facts['bytes'])}"
+            out.print(f"{node} has handed over {handed}: it may be taken away now", markup=False)
+        if facts["state"] != "done":
+            for blob in facts["left"]:
+                why = blob["trouble"] or "nobody has got it yet"
+                err.print(f"{blob['digest']} ({size(blob['size'])}): {why}", markup=False)
+            left = f"{facts['left_blobs']} blobs, {size(facts['left_bytes'])}"
+            raise PasselError(
+                f"{node} still has what no other node has: {left} ({facts['trouble']})"
+            )
+
+
+def _watch_drain(client: Client, facts: dict[str, Any]) -> dict[str, Any]:
+    """The drain when it is over; the controller ends one in which nothing moves."""
+    last_heard = time.monotonic()
+    with err.status("asks") if err.is_terminal else contextlib.nullcontext() as shown:
+        while facts["state"] == "running":
+            if shown is not None:
+                handed = f"{facts['blobs']} blobs, {size(facts['bytes'])} handed over"
+                left = f"{facts['left_blobs']} blobs, {size(facts['left_bytes'])} left"
+                shown.update(f"{handed}; {left} {facts['trouble']}".strip())
+            time.sleep(WATCH_EVERY_S)
+            try:
+                facts = client.ask("drains", node=facts["node"])["drains"][0]
+            except TransientError:
+                if time.monotonic() > last_heard + AWAY_MAX_S:
+                    raise
+            else:
+                last_heard = time.monotonic()
+    return facts
 
 
 def _own_platform() -> str:

@@ -97,6 +97,13 @@ class Holding:
     def is_whole(self) -> bool:
         return self.geometry is not None and self.have == self.geometry.all_pieces
 
+    @property
+    def is_idle(self) -> bool:
+        """There is a part of it here, nothing is under way, and nobody here waits for more."""
+        is_partial = self.opened and not self.complete and not self.promoting
+        is_moving = bool(self.running or self.queue or self.unconfirmed)
+        return is_partial and not is_moving and not self.reads and self.told is None
+
     def verified_to(self, start: int) -> int:
         """Up to which offset the bytes from `start` on are held without a gap."""
         assert self.geometry is not None

@@ -31,13 +31,13 @@ def inventory(machine: ShardMachine, limit: int) -> tuple[list[BlobEntry], int]:
         entry = entries.setdefault(digest, BlobEntry(digest, size, (), 0, 0, 0))
         entry.size = size if entry.size is None else entry.size
         entry.upstreams = tuple(sorted({*entry.upstreams, swarm.key.upstream}))
-        copies = machine.copies.get(swarm.key.digest)
+        copies = machine.copies.by_digest.get(swarm.key.digest)
         holders = set() if copies is None else copies.holders
         entry.partial += sum(
             bool(row.have) for peer, row in swarm.rows.items() if peer not in holders
         )
         entry.wanted += sum(swarm.row_is_hungry(row) for row in swarm.rows.values())
-    for key, copies in machine.copies.items():
+    for key, copies in machine.copies.by_digest.items():
         if copies.holders:
             entry = entries.setdefault(str(key), BlobEntry(str(key), copies.size, (), 0, 0, 0))
             entry.complete = len(copies.holders)

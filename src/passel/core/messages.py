@@ -304,7 +304,20 @@ class Discard:
     blob: BlobId
 
 
-ShardMessage = Stat | Plan | Digests | Lease | Demand | Revoke | Refused | Discard
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Of these complete blobs yours is the last copy in the cluster (`sole`), or no more.
+
+    Said to seeds when it changes. `number` grows: a word that comes late is known as such. Since
+    wire version 2 (see `passel.core.versions`).
+    """
+
+    number: int
+    sole: tuple[Digest, ...]
+    shared: tuple[Digest, ...]
+
+
+ShardMessage = Stat | Plan | Digests | Lease | Demand | Revoke | Refused | Discard | Copies
 
 
 # --- events and commands of the shard ----------------------------------------------------------
@@ -333,7 +346,14 @@ class PeersExpected:
     peers: tuple[PeerId, ...]
 
 
-ShardEvent = Reported | PeerGone | PeersExpected
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """All peers whose nodes are to go away. Absolute: others are no more, or never were."""
+
+    peers: frozenset[PeerId]
+
+
+ShardEvent = Reported | PeerGone | PeersExpected | Draining
 
 
 @dataclass(frozen=True, slots=True)

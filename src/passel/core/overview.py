@@ -55,7 +55,7 @@ def overview(machine: ShardMachine, limit: int) -> Overview:
     for swarm in machine.wanted_swarms():
         view = _view(machine, views, swarm.key.digest, limit)
         _add_swarm(found, swarm, view)
-    for digest in islice(reversed(machine.copies), limit):
+    for digest in islice(reversed(machine.copies.by_digest), limit):
         _view(machine, views, digest, limit)
     found.blobs = list(views.values())
     return found
@@ -67,7 +67,7 @@ def _view(
     """The line for a blob; None when there is no room for one more."""
     view = views.get(digest)
     if view is None and len(views) < limit:
-        copies = machine.copies.get(digest)
+        copies = machine.copies.by_digest.get(digest)
         view = views[digest] = BlobView(str(digest), None if copies is None else copies.size)
         view.complete = 0 if copies is None else len(copies.holders)
         view.upstreams = tuple(sorted({each.key.upstream for each in machine.swarms_of(digest)}))

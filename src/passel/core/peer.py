@@ -20,6 +20,7 @@ import hashlib
 from typing_extensions import assert_never
 
 from passel.core import bitfield, rendezvous
+from passel.core.copies import LastCopies
 from passel.core.holding import Attempt, Holding, Parent, Queued, Read, Unconfirmed
 from passel.core.messages import (
     Announced,
@@ -28,6 +29,7 @@ from passel.core.messages import (
     CancelAttempt,
     Complaint,
     Confirm,
+    Copies,
     Corrupt,
     Demand,
     Digests,
@@ -109,6 +111,7 @@ class PeerMachine:
         self.blobs: dict[BlobId, Holding] = {}
         #: Whole, verified blobs, whatever upstream they came from: digest -> (size, digests).
         self.complete: dict[Digest, tuple[int, bytes]] = {}
+        self.last_copies = LastCopies()
         self.seed = SeedMachine(limits)
         self.parents: dict[PeerId, Parent] = {}
         self.attempts: dict[int, Attempt] = {}
@@ -140,6 +143,7 @@ class PeerMachine:
             case ShardSaid(message):
                 self._shard_said(message)
             case ShardReborn(shard):
+                self.last_copies.forget(lambda digest: self._shard_of(digest) == shard)
                 self._announce_all(shard)
             case ShardHeard(shard):
                 if shard in self.lost_shards:
@@ -222,6 +226,7 @@ class PeerMachine:
                 assert self._reads[read] == blob
         assert not running, "attempts that no blob knows"
         self.seed.check_invariants()
+        self.last_copies.check_invariants(self.complete)
 
     # --- readers --------------------------------------------------------------------------------
 
@@ -321,6 +326,9 @@ class PeerMachine:
     def _shard_said(self, message: ShardMessage) -> None:
         if isinstance(message, Lease):
             self._leased(message)
+            return
+        if isinstance(message, Copies):
+            self.last_copies.heard(message, self.complete)
             return
         blob = message.ref.id if isinstance(message, Stat) else message.blob
         holding = self.blobs.get(blob)
@@ -686,7 +694,8 @@ class PeerMachine:
 
     def _no_room(self, blob: BlobId) -> None:
         """What was begun and nobody wants any more goes first: eviction takes only whole blobs."""
-        idle = [b for b, h in self.blobs.items() if b != blob and self._is_idle(b, h)]
+        busy = {blob, *self.seed.works}
+        idle = [b for b, holding in self.blobs.items() if holding.is_idle and b not in busy]
         for each in idle:
             ref = self.blobs.pop(each).ref
             self._out.append(DropPartial(each))
@@ -697,13 +706,6 @@ class PeerMachine:
             self._out.append(OpenPartial(holding.ref.key, size, piece_size))
         else:
             self._store_full(blob)
-
-    def _is_idle(self, blob: BlobId, holding: Holding) -> bool:
-        """There is a part of it here, and nobody here or elsewhere waits for more."""
-        is_partial = holding.opened and not holding.complete and not holding.promoting
-        is_moving = bool(holding.running or holding.queue or holding.unconfirmed)
-        is_wanted = bool(holding.reads) or holding.told is not None or blob in self.seed.works
-        return is_partial and not is_moving and not is_wanted
 
     def _store_full(self, blob: BlobId) -> None:
         holding = self.blobs[blob]
@@ -751,6 +753,7 @@ class PeerMachine:
 
     def _lost(self, digest: Digest) -> None:
         self.complete.pop(digest, None)
+        self.last_copies.lost(digest)
         for blob, holding in list(self.blobs.items()):
             if holding.ref.digest == digest and holding.complete:
                 self._fail_reads(holding, Refusal(503, "UNKNOWN", "the blob was evicted"))

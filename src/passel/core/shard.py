@@ -23,6 +23,7 @@ import numpy as np
 from typing_extensions import assert_never
 
 from passel.core import bitfield, rendezvous
+from passel.core.copies import CompleteCopies, CopyIndex
 from passel.core.messages import (
     Announced,
     Complaint,
@@ -31,6 +32,7 @@ from passel.core.messages import (
     Demand,
     Digests,
     Discard,
+    Draining,
     Edge,
     Gains,
     Hello,
@@ -60,6 +62,7 @@ from passel.core.messages import (
 )
 from passel.core.planning import plan_bulk
 from passel.core.swarm import Coming, LeaseState, Row, Swarm, Traffic
+from passel.core.versions import COPIES_SINCE
 from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
 
 #: Tokens of a later incarnation of a shard are always higher: 2^32 leases fit into one incarnation.
@@ -72,16 +75,6 @@ EPOCH_S_MAX = 0.5
 BAN_S = 10.0
 #: A source has what nobody else has; it is spared as if it had so many pieces more to send.
 SOURCE_COST = 3
-
-
-class CompleteCopies:
-    """Who has a blob whole: such copies count under every upstream."""
-
-    def __init__(self, size: int, digests: bytes) -> None:
-        self.size = size
-        self.digests = digests
-        #: In the order in which they came: an order of hashes would reach the graph.
-        self.holders: dict[PeerId, None] = {}
 
 
 class ShardMachine:
@@ -101,7 +94,7 @@ class ShardMachine:
         self.limits = limits
         self.peers: dict[PeerId, PeerInfo] = {}
         self.swarms: dict[BlobId, Swarm] = {}
-        self.copies: dict[Digest, CompleteCopies] = {}
+        self.copies = CopyIndex()
         self.traffic = Traffic()
         self._by_digest: dict[Digest, dict[BlobId, None]] = {}
         self._active: dict[BlobId, None] = {}
@@ -131,6 +124,8 @@ class ShardMachine:
                     self._item(peer, incarnation, item, now, dirty)
             case PeersExpected(peers):
                 self._expected = set(peers)
+            case Draining(peers):
+                self.copies.drain(peers)
             case PeerGone(peer, incarnation, for_good):
                 known = self.peers.get(peer)
                 if known and (incarnation is None or known.incarnation == incarnation):
@@ -142,6 +137,10 @@ class ShardMachine:
             dirty.update(self._active)
         for blob in dirty:
             self._serve(self.swarms[blob], now)
+        if now >= self._quiet_until:
+            # Before that every copy looks like the last one.
+            for member, word in self.copies.news(self._keeps_last_copies).items():
+                self._say(member, word)
         return self._out
 
     def next_timer(self) -> float | None:
@@ -185,6 +184,7 @@ class ShardMachine:
                     down[child] = down.get(child, 0) + 1
             if swarm.is_wanted or swarm.lease is not None:
                 assert blob in self._active, "wanted, and never looked at"
+        self.copies.check_invariants()
         for counted, side in ((up, self.traffic.up), (down, self.traffic.down)):
             assert counted == {peer: n for peer, n in side.outstanding.items() if n}, "traffic"
 
@@ -251,10 +251,7 @@ class ShardMachine:
 
     def _holds(self, peer: PeerId, item: Holds, now: float, dirty: dict[BlobId, None]) -> None:
         if item.upstream is None:
-            copies = self.copies.get(item.digest)
-            if copies is None or copies.size != item.size:
-                copies = self.copies[item.digest] = CompleteCopies(item.size, item.digests)
-            copies.holders[peer] = None
+            copies = self.copies.add(item.digest, item.size, item.digests, peer)
             for blob in self._by_digest.get(item.digest, ()):
                 self._add_copies(self.swarms[blob], copies, (peer,))
                 dirty[blob] = None
@@ -307,11 +304,7 @@ class ShardMachine:
         self, peer: PeerId, digest: Digest, upstream: str | None, dirty: dict[BlobId, None]
     ) -> None:
         if upstream is None:
-            copies = self.copies.get(digest)
-            if copies is not None:
-                copies.holders.pop(peer, None)
-                if not copies.holders:
-                    del self.copies[digest]
+            self.copies.remove(digest, peer)
             blobs: Iterable[BlobId] = self._by_digest.get(digest, ())
         else:
             blobs = (BlobKey(upstream, digest).id,)
@@ -390,7 +383,7 @@ class ShardMachine:
                 swarm.settle(peer, piece)
             self._say(peer, Discard(blob))
         swarm.forget_bytes()
-        copies = self.copies.get(swarm.key.digest)
+        copies = self.copies.by_digest.get(swarm.key.digest)
         if copies is not None:
             self._add_copies(swarm, copies, copies.holders)
         if swarm.corruptions > self.limits.corruptions_max:
@@ -471,11 +464,16 @@ class ShardMachine:
             swarm.lease = None
 
     def _fetcher(self, swarm: Swarm, now: float) -> PeerId | None:
-        """Who goes to the origin: the blob's seed, else one of those who want it."""
+        """Who goes to the origin: the blob's seed, else one of those who want it.
+
+        Whoever drains only if nobody else can: its own clients still want their bytes.
+        """
         able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now]
-        seeds = [p for p in able if self.peers[p].role is Role.SEED]
+        staying = [p for p in able if p not in self.copies.draining]
+        seeds = [p for p in staying if self.peers[p].role is Role.SEED]
         hungry = [p for p in able if p in swarm.rows and swarm.row_is_hungry(swarm.rows[p])]
-        owner = rendezvous.owner(str(swarm.key.digest), seeds or hungry)
+        others = [p for p in hungry if p not in self.copies.draining]
+        owner = rendezvous.owner(str(swarm.key.digest), seeds or others or hungry)
         return None if owner is None else PeerId(owner)
 
     def _needed(self, swarm: Swarm, now: float) -> int | None:
@@ -678,10 +676,7 @@ class ShardMachine:
                 dirty[blob] = None
                 if swarm.is_wanted:
                     self._wake(swarm, now)
-        for digest, copies in list(self.copies.items()):
-            copies.holders.pop(peer, None)
-            if not copies.holders:
-                del self.copies[digest]
+        self.copies.forget(peer)
         self.peers.pop(peer, None)
         self._heard.discard(peer)
         if for_good:
@@ -695,7 +690,7 @@ class ShardMachine:
         if swarm is None:
             swarm = self.swarms[key.id] = Swarm(key, self.traffic, touched_at=now)
             self._by_digest.setdefault(key.digest, {})[key.id] = None
-            copies = self.copies.get(key.digest)
+            copies = self.copies.by_digest.get(key.digest)
             if copies is not None:
                 self._add_copies(swarm, copies, copies.holders)
         return swarm
@@ -723,6 +718,12 @@ class ShardMachine:
         self._active[swarm.key.id] = None
         if self._epoch_at is None:
             self._epoch_at = now + self.limits.epoch_s
+
+    def _keeps_last_copies(self, peer: PeerId) -> bool:
+        info = self.peers.get(peer)
+        if info is None or info.wire < COPIES_SINCE:
+            return False
+        return info.role is Role.SEED or peer in self.copies.draining
 
     def _say(self, peer: PeerId, message: object) -> None:
         self._out.append(Deliver(peer, message))  # type: ignore[arg-type]
@@ -764,6 +765,10 @@ class ShardMachine:
             if not names:
                 del self._by_digest[swarm.key.digest]
 
+    def knows_all_of(self, peer: PeerId, now: float) -> bool:
+        """Whether the peer has said all that it has, and others had time to say theirs."""
+        return now >= self._quiet_until and peer in self._heard
+
     def wanted_swarms(self) -> list[Swarm]:
         """The blobs that somebody wants, or goes to the origin for."""
         return [self.swarms[blob] for blob in self._active]
@@ -775,7 +780,7 @@ class ShardMachine:
     def stat(self, ref: BlobRef, now: float) -> tuple[int | None, float]:
         """(size, seconds for which it counts as public in this repository) of a blob."""
         swarm = self.swarms.get(ref.key.id)
-        copies = self.copies.get(ref.digest)
+        copies = self.copies.by_digest.get(ref.digest)
         size = copies.size if copies else None
         if swarm is not None and swarm.geometry is not None:
             size = swarm.geometry.size

@@ -3,14 +3,19 @@
 It grows with every change of a message that an older process would misread, and with no other;
 `OLDEST` is the oldest that is still understood. Two processes talk if the `WIRE` of each is not
 older than what the other understands: so a rolling upgrade goes from one version to the next.
+
+2: a shard tells seeds of their last copies (`Copies`). A process of version 1 cannot even unpickle
+   a class that it does not have, and the call with all that is in it fails: it is not told.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-WIRE: Final = 1
+WIRE: Final = 2
 OLDEST: Final = 1
+#: Who is told of its last copies speaks this at least.
+COPIES_SINCE: Final = 2
 
 #: What a peer says to the gateway of its node, in a header of every answer.
 HEADER: Final = "X-Passel-Wire"

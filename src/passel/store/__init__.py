@@ -10,7 +10,7 @@ from __future__ import annotations
 from passel.store.blobs import CompleteBlob
 from passel.store.partial import BlobRetired, PartialBlob, PieceContested
 from passel.store.reader import BlobView, StoreReader
-from passel.store.store import Store, keep_none
+from passel.store.store import Store, all_ordinary
 
 __all__ = [
     "BlobRetired",
@@ -20,5 +20,5 @@ __all__ = [
     "PieceContested",
     "Store",
     "StoreReader",
-    "keep_none",
+    "all_ordinary",
 ]

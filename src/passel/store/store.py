@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from passel.core.copies import Rank
 from passel.errors import (
     DigestMismatch,
     LengthMismatch,
@@ -47,10 +48,10 @@ PARTIALS_MAX = 1024
 BLOBS_MAX = 1 << 16
 
 
-def keep_none(digest: Digest) -> bool:
-    """The `keep` of an eviction that may take everything."""
+def all_ordinary(digest: Digest) -> Rank:
+    """The `rank` of an eviction that may take everything."""
     del digest
-    return False
+    return Rank.ORDINARY
 
 
 class Store:
@@ -190,12 +191,13 @@ class Store:
         ref_key: BlobKey,
         size: int,
         piece_size: int,
-        keep: Callable[[Digest], bool] = keep_none,
+        rank: Callable[[Digest], Rank] = all_ordinary,
     ) -> PartialBlob:
         """The partial blob of that key; the existing one if there is one, whatever its piece size.
 
-        Room is made by evicting what `keep` does not want to keep; nothing is evicted in vain. Only
-        when the disk itself is full, by whoever, goes what should be kept too, and that is logged.
+        Room is made by evicting what has the lowest `rank`, least recently used first; nothing is
+        evicted in vain. What is pinned goes only when the disk itself is full, by whoever. That is
+        logged, and so is the end of a last copy.
 
         Raises
         ------
@@ -211,7 +213,7 @@ class Store:
                 if len(self._partials) >= PARTIALS_MAX:
                     raise NoSpace(f"the store has {PARTIALS_MAX} partial blobs already")
                 map_layout = MapLayout(size, piece_size)
-                self._make_room(ref_key.upstream, size, keep)
+                self._make_room(ref_key.upstream, size, rank)
                 blob = self._partials[ref_key.id] = self._make_partial(ref_key, map_layout)
                 return blob
         blob.recover()
@@ -438,19 +440,21 @@ class Store:
         with self._lock:
             return self._table.bytes + sum(blob.size for blob in self._partials.values())
 
-    def evict(self, needed_bytes: int, keep: Callable[[Digest], bool]) -> list[Digest]:
+    def evict(self, needed_bytes: int, rank: Callable[[Digest], Rank]) -> list[Digest]:
         """Make room for `needed_bytes`, which may not suffice; what went, in that order."""
         with self._lock:
             self._check_open()
-            victims, _ = self._choose_victims(needed_bytes, 0, keep)
+            victims, _ = self._choose_victims(needed_bytes, 0, rank)
             for digest in victims:
-                self._evict_one(digest, keep)
+                self._evict_one(digest, rank(digest))
             return victims
 
-    def _evict_one(self, digest: Digest, keep: Callable[[Digest], bool]) -> None:
-        if keep(digest):
+    def _evict_one(self, digest: Digest, rank: Rank) -> None:
+        if rank is Rank.PINNED:
             free = fileio.free_bytes(self.path)
             log.error("disk_full evicted_although_pinned=%s free_bytes=%d", digest, free)
+        elif rank is Rank.LAST_COPY:
+            log.warning("last_copy_evicted digest=%s", digest)
         self.remove(digest)
 
     def remove(self, digest: Digest) -> bool:
@@ -464,6 +468,17 @@ class Store:
             fileio.unlink(self._paths.sidecar(digest))
             return True
 
+    def spare_bytes(self, rank: Callable[[Digest], Rank]) -> int:
+        """How large a blob may be that costs nothing but ordinary ones; not above 0: none."""
+        with self._lock:
+            ordinary = (each for each in self._table if rank(each) is Rank.ORDINARY)
+            return sum(map(self._table.size, ordinary)) - self._shortfall(0)
+
+    def upstream_of(self, digest: Digest) -> str | None:
+        """Where a complete blob came from, if that is known."""
+        with self._lock:
+            return self._owners.of(digest)
+
     def upstream_bytes(self, upstream: str) -> int:
         """As `used_bytes`, of the blobs that came from there."""
         with self._lock:
@@ -472,7 +487,7 @@ class Store:
             return sum(map(self._table.size, complete)) + sum(each.size for each in partial)
 
     def _over_quota(
-        self, upstream: str, needed_bytes: int, keep: Callable[[Digest], bool]
+        self, upstream: str, needed_bytes: int, rank: Callable[[Digest], Rank]
     ) -> list[Digest]:
         """The blobs of that upstream that must go for `needed_bytes` more of it. Raises NoSpace."""
         quota = self.quotas.get(upstream)
@@ -481,10 +496,10 @@ class Store:
         used = self.upstream_bytes(upstream)
         missing = used + needed_bytes - quota
         victims: list[Digest] = []
-        for digest in self._table.oldest_first(self._paths.blob) if missing > 0 else ():
-            if missing <= 0:
+        for digest in self._in_order(rank) if missing > 0 else ():
+            if missing <= 0 or rank(digest) is Rank.PINNED:
                 break
-            if self._owners.of(digest) == upstream and not keep(digest):
+            if self._owners.of(digest) == upstream:
                 victims.append(digest)
                 missing -= self._table.size(digest)
         if missing > 0:
@@ -494,14 +509,14 @@ class Store:
             )
         return victims
 
-    def _make_room(self, upstream: str, needed_bytes: int, keep: Callable[[Digest], bool]) -> None:
-        over = self._over_quota(upstream, needed_bytes, keep)
+    def _make_room(self, upstream: str, needed_bytes: int, rank: Callable[[Digest], Rank]) -> None:
+        over = self._over_quota(upstream, needed_bytes, rank)
         freed_bytes = sum(map(self._table.size, over))
         n_excess = len(self._table) + len(self._partials) + 1 - BLOBS_MAX - len(over)
-        victims, is_enough = self._choose_victims(needed_bytes - freed_bytes, n_excess, keep, over)
+        victims, is_enough = self._choose_victims(needed_bytes - freed_bytes, n_excess, rank, over)
         if is_enough:
             for digest in (*over, *victims):
-                self._evict_one(digest, keep)
+                self._evict_one(digest, rank(digest))
             # A reader that still has an evicted file open keeps its bytes on the disk.
             is_enough = self._shortfall(needed_bytes) <= 0
         if not is_enough:
@@ -514,7 +529,7 @@ class Store:
         self,
         needed_bytes: int,
         n_excess: int,
-        keep: Callable[[Digest], bool],
+        rank: Callable[[Digest], Rank],
         gone: Collection[Digest] = (),
     ) -> tuple[list[Digest], bool]:
         """What goes besides `gone`, least recently used first; whether that is enough."""
@@ -523,11 +538,9 @@ class Store:
         victims: list[Digest] = []
         if missing <= 0 and n_excess <= 0:
             return victims, True
-        # False before True: what is to be kept comes last.
-        oldest = [each for each in self._table.oldest_first(self._paths.blob) if each not in gone]
-        for digest in sorted(oldest, key=keep):
+        for digest in (each for each in self._in_order(rank) if each not in gone):
             is_disk_full = missing > 0 >= own_missing and len(victims) >= n_excess
-            if keep(digest) and not is_disk_full:
+            if rank(digest) is Rank.PINNED and not is_disk_full:
                 break
             victims.append(digest)
             missing -= self._table.size(digest)
@@ -535,6 +548,10 @@ class Store:
             if missing <= 0 and len(victims) >= n_excess:
                 return victims, True
         return victims, False
+
+    def _in_order(self, rank: Callable[[Digest], Rank]) -> list[Digest]:
+        """All complete blobs, the first to go first."""
+        return sorted(self._table.oldest_first(self._paths.blob), key=rank)
 
     def _own_shortfall(self, needed_bytes: int) -> int:
         """The same as far as the capacity goes, not the disk."""
