@@ -290,6 +290,7 @@ class Peer:
         if blob is not None:
             have = (1 << blob.n_pieces) - 1
             digests = b"".join(blob.piece_digests)
+            self._serving.know_complete(digest, self._config.upstreams)
             self._step(BlobFound(digest, None, blob.size, blob.piece_size, have, digests))
 
     # --- called by other actors -----------------------------------------------------------------
@@ -327,6 +328,8 @@ class Peer:
         self._store.reserve_bytes = int(config.store.reserve)
         self._store.quotas = quotas(config)
         self._origins.adopt(config)
+        for digest in self._machine.complete:
+            self._serving.know_complete(digest, config.upstreams)
 
     async def status(self) -> dict[str, Any]:
         """Facts for `passel status`."""
@@ -568,6 +571,7 @@ class Peer:
             self._step(PromotionFailed(blob, corrupt=False))
             return
         self._serving.drop_credentials(blob)
+        self._serving.know_complete(complete.digest, self._config.upstreams)
         log.info("blob_complete digest=%s bytes=%d", complete.digest, complete.size)
         self._step(Promoted(blob, b"".join(complete.piece_digests)))
         self._note_evictions()  # it may have been the one to go before this was known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from passel.ids import BlobId, BlobKey, Digest
 from passel.store.blobs import CompleteBlob
@@ -23,6 +24,7 @@ class Serving:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._keys: dict[BlobId, BlobKey] = {}
+        self._ids: dict[Digest, set[BlobId]] = {}
         self._open: OrderedDict[Digest, tuple[CompleteBlob, int]] = OrderedDict()
         self._waiters: dict[tuple[BlobId, int], set[asyncio.Future[bool]]] = {}
         self._credentials: OrderedDict[BlobId, str] = OrderedDict()
@@ -30,6 +32,12 @@ class Serving:
     def know(self, key: BlobKey) -> None:
         """This peer has to do with the blob: other peers may ask for it by its id."""
         self._keys[key.id] = key
+        self._ids.setdefault(key.digest, set()).add(key.id)
+
+    def know_complete(self, digest: Digest, upstreams: Iterable[str]) -> None:
+        """The whole blob is here: it counts under every upstream, whoever fetched it, and when."""
+        for upstream in upstreams:
+            self.know(BlobKey(upstream, digest))
 
     def keep_credentials(self, blob: BlobId, authorization: str) -> None:
         """Remember what a client sent, for the lease-holder; the newest of a blob counts."""
@@ -77,6 +85,12 @@ class Serving:
         found = self._open.pop(digest, None)
         if found is not None:
             os.close(found[1])
+        ids = self._ids.pop(digest, set())
+        begun = {blob for blob in ids if self._store.partial(blob) is not None}
+        for blob in ids - begun:
+            del self._keys[blob]
+        if begun:
+            self._ids[digest] = begun
 
     # --- waiting --------------------------------------------------------------------------------
 

@@ -75,6 +75,21 @@ def test_a_killed_peer_comes_back_with_its_disk(
     assert origin.sent(digest) == len(data)
 
 
+def test_a_restarted_peer_gives_others_what_its_disk_kept(lab: Lab, origin: Origin) -> None:
+    """Also what nobody asked it for since, and what it has alone."""
+    data = os.urandom(3_000_000)
+    digest = origin.put(data)
+    seed = next(node["node"] for node in lab.status()["nodes"] if node["role"] == "seed")
+    lab.nodes[seed].ensure("org/app", digest)
+    assert eventually(lambda: on_disk(lab.nodes[seed], digest)) == data
+    pid = lab.nodes[seed].kill_peer()
+    eventually(lambda: lab.nodes[seed].health().get("pid", pid) != pid, 20)
+    for name in set(lab.nodes) - {seed}:
+        assert lab.nodes[name].ensure("org/app", digest)[-1] == {"event": "done"}
+        assert eventually(lambda n=name: on_disk(lab.nodes[n], digest)) == data
+    assert origin.sent(digest) == len(data)
+
+
 def test_a_killed_shard_is_rebuilt_from_what_peers_say(
     lab: Lab, origin: Origin, blob: tuple[bytes, str]
 ) -> None:

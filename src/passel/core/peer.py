@@ -89,7 +89,7 @@ from passel.core.messages import (
 )
 from passel.core.pieces import Geometry
 from passel.core.seed import SeedMachine
-from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
+from passel.ids import BlobId, BlobRef, Digest, PeerId
 
 #: How often a reader who gets nothing is told what it waits for, seconds.
 WAITING_EVERY_S = 0.5
@@ -784,10 +784,6 @@ class PeerMachine:
 
     def _tell(self, shard: int, item: ReportItem, hurry: bool = False) -> None:
         self._out.append(Tell(shard, item, hurry))
-
-    def key_of(self, blob: BlobId) -> BlobKey | None:
-        holding = self.blobs.get(blob)
-        return holding.ref.key if holding else None
 
     def held_pieces(self, blob: BlobId) -> int:
         """How many pieces of a blob this peer holds."""
