@@ -33,6 +33,7 @@ from passel.core.messages import (
 )
 from passel.core.overview import Overview, overview
 from passel.core.shard import ShardMachine
+from passel.core.silence import heartbeat_s
 from passel.core.versions import refusal
 from passel.errors import PeerUnavailable
 from passel.ids import BlobRef, Digest, PeerId
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 #: A restarted shard waits this long for announcements before it sends anybody to the origin.
 QUIET_S = 2.0
 DELIVER_TIMEOUT_S = 5.0
-#: Reports per second that a shard lets its peers send when nothing happens.
-HEARTBEATS_PER_S = 500.0
 #: Peers that cannot take part ask again now and then, as everybody.
 REFUSED_HEARTBEAT_S = 5.0
 REFUSED_MAX = 10_000
@@ -108,9 +107,9 @@ class Shard:
             # Ray takes half a second to look somebody up for the first time. The first word that
             # is meant for this peer may be one that a client waits for.
             self._outbox.post(peer)
-        heartbeat_s = max(1.0, len(self._machine.peers) / HEARTBEATS_PER_S)
         is_known = self._life(peer) == incarnation
-        return Reply(self._incarnation, is_known, tuple(mine), heartbeat_s)
+        every_s = heartbeat_s(len(self._machine.peers))
+        return Reply(self._incarnation, is_known, tuple(mine), every_s)
 
     def _refusal(self, peer: PeerId, items: tuple[ReportItem, ...]) -> str:
         """Why a peer cannot take part: its first word says what it speaks."""

@@ -10,6 +10,7 @@ import pytest
 from passel.core import messages as m
 from passel.core.pieces import MIN_PIECE
 from passel.core.shard import BAN_S, ShardMachine
+from passel.core.silence import LOST_HEARTBEATS, SUSPECT_HEARTBEATS
 from passel.ids import BlobRef, Digest, PeerId
 
 REF = BlobRef("lab", "app", Digest("sha256", hashlib.sha256(b"x").hexdigest()))
@@ -28,9 +29,17 @@ class Shard:
         self.say(HOLDER, holds)
         self.say(CHILD, m.Wants(REF, (), True, False))
 
-    def say(self, peer: PeerId, item: m.ReportItem, now: float = 0.0) -> None:
-        self.machine.handle(m.Reported(peer, 1, (item,)), now)
+    def say(self, peer: PeerId, *items: m.ReportItem, now: float = 0.0) -> list[object]:
+        """What the shard says to the peer."""
+        out = self.machine.handle(m.Reported(peer, 1, items), now)
         self.machine.check_invariants()
+        return [deliver.message for deliver in out if deliver.peer == peer]
+
+    def beat(self, *peers: PeerId, begin: float, end: float) -> None:
+        """Empty reports, one a second."""
+        for now in np.arange(begin, end, 1.0):
+            for peer in peers:
+                self.say(peer, now=float(now))
 
     def planned(self, now: float) -> list[int]:
         """The pieces that an epoch gives the child a parent for."""
@@ -45,8 +54,9 @@ def test_the_only_holder_is_asked_again_after_a_while(trouble: m.Trouble) -> Non
     shard = Shard()
     assert shard.planned(0.1) == [0, 1]
     for piece in (0, 1):
-        shard.say(CHILD, m.Complaint(REF.id, piece, HOLDER, trouble), 0.2)
+        shard.say(CHILD, m.Complaint(REF.id, piece, HOLDER, trouble), now=0.2)
     assert shard.planned(0.3) == []
+    shard.beat(HOLDER, CHILD, begin=1.0, end=BAN_S)
     assert shard.planned(0.1 + BAN_S) == []
     assert shard.planned(0.3 + BAN_S) == [0, 1]
 
@@ -55,5 +65,59 @@ def test_who_sent_wrong_bytes_is_not_asked_again() -> None:
     shard = Shard()
     assert shard.planned(0.1) == [0, 1]
     for piece in (0, 1):
-        shard.say(CHILD, m.Complaint(REF.id, piece, HOLDER, m.Trouble.CORRUPT), 0.2)
+        shard.say(CHILD, m.Complaint(REF.id, piece, HOLDER, m.Trouble.CORRUPT), now=0.2)
     assert shard.planned(0.3 + 10 * BAN_S) == []
+
+
+def test_a_holder_that_nobody_hears_of_is_forgotten_and_its_blob_fetched() -> None:
+    """Its node and the controller died together: nobody says that it is gone."""
+    shard = Shard()
+    shard.beat(CHILD, begin=1.0, end=LOST_HEARTBEATS)
+    assert HOLDER in shard.machine.peers
+    assert not any(isinstance(word, m.Lease) for word in shard.say(CHILD, now=LOST_HEARTBEATS))
+    leases = [w for w in shard.say(CHILD, now=LOST_HEARTBEATS + 1.5) if isinstance(w, m.Lease)]
+    assert HOLDER not in shard.machine.peers
+    assert len(leases) == 1
+
+
+@pytest.mark.parametrize("trouble", [m.Trouble.DEAD, m.Trouble.STALLED])
+def test_a_complaint_about_a_silent_holder_is_believed(trouble: m.Trouble) -> None:
+    """A reader waits: the blob is leased once the disk is not expected back any more."""
+    shard = Shard()
+    shard.planned(0.1)
+    shard.beat(CHILD, begin=1.0, end=SUSPECT_HEARTBEATS + 1)
+    shard.say(CHILD, m.Complaint(REF.id, 0, HOLDER, trouble), now=SUSPECT_HEARTBEATS + 0.5)
+    assert HOLDER not in shard.machine.peers
+    assert any(
+        isinstance(deliver.message, m.Lease)
+        for deliver in shard.machine.handle_timer(m.ShardLimits().grace_s + 0.1)
+    )
+
+
+def test_a_complaint_about_a_holder_that_reports_does_not_forget_it() -> None:
+    shard = Shard()
+    shard.planned(0.1)
+    shard.beat(HOLDER, CHILD, begin=1.0, end=10.0)
+    shard.say(CHILD, m.Complaint(REF.id, 0, HOLDER, m.Trouble.DEAD), now=10.0)
+    assert HOLDER in shard.machine.peers
+
+
+def test_a_shard_that_stood_still_forgets_nobody() -> None:
+    shard = Shard()
+    shard.beat(HOLDER, CHILD, begin=1.0, end=5.0)
+    shard.say(CHILD, now=1000.0)
+    assert HOLDER in shard.machine.peers
+    shard.beat(CHILD, begin=1001.0, end=1000.0 + LOST_HEARTBEATS + 3)
+    assert HOLDER not in shard.machine.peers
+
+
+def test_who_was_forgotten_wrongly_is_counted_again() -> None:
+    shard = Shard()
+    shard.beat(CHILD, begin=1.0, end=LOST_HEARTBEATS + 3)
+    now = LOST_HEARTBEATS + 4.0
+    shard.say(HOLDER, m.Announced(), now=now)
+    assert HOLDER not in shard.machine.peers  # so that it is told that it is not known
+    info = m.PeerInfo(HOLDER, "holder", "z", m.Role.PEER, "127.0.0.1:1", 1, 8, 8)
+    holds = m.Holds(REF.digest, None, 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64))
+    shard.say(HOLDER, m.Hello(info), holds, m.Announced(), now=now)
+    assert shard.planned(now + 0.1) == [0, 1]

@@ -61,6 +61,7 @@ from passel.core.messages import (
     Wants,
 )
 from passel.core.planning import plan_bulk
+from passel.core.silence import Silence
 from passel.core.swarm import Coming, LeaseState, Row, Swarm, Traffic
 from passel.core.versions import COPIES_SINCE
 from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
@@ -105,6 +106,7 @@ class ShardMachine:
         #: Who must have announced for the quiet to end early (empty: nobody said), and who has.
         self._expected: set[PeerId] = set()
         self._heard: set[PeerId] = set()
+        self._silence = Silence()
         self._epoch_at: float | None = None
         self._out: list[Deliver] = []
         #: Counters for telemetry.
@@ -122,14 +124,17 @@ class ShardMachine:
             case Reported(peer, incarnation, items):
                 for item in items:
                     self._item(peer, incarnation, item, now, dirty)
+                if self._is_alive(peer, incarnation):
+                    self._silence.heard(peer, now)
+                for silent in self._silence.lost(now):
+                    self._forget_silent(silent, now, dirty)
             case PeersExpected(peers):
                 self._expected = set(peers)
             case Draining(peers):
                 self.copies.drain(peers)
             case PeerGone(peer, incarnation, for_good):
-                known = self.peers.get(peer)
-                if known and (incarnation is None or known.incarnation == incarnation):
-                    self._peer_gone(peer, now, dirty, for_good)
+                if incarnation is None or self._is_alive(peer, incarnation):
+                    self._peer_gone(peer, now, now, dirty, for_good)
             case _:
                 assert_never(event)
         if now < self._quiet_until and self._expected and self._expected <= self._heard:
@@ -201,8 +206,7 @@ class ShardMachine:
         if isinstance(item, Hello):
             self._hello(item.info, now, dirty)
             return
-        known = self.peers.get(peer)
-        if known is None or known.incarnation != incarnation:
+        if not self._is_alive(peer, incarnation):
             return  # a late word of a peer that is gone, or of its former life
         match item:
             case Holds():
@@ -240,7 +244,7 @@ class ShardMachine:
             return
         if known is not None and known.incarnation < info.incarnation:
             # A new life of the process: it will say itself what its disk kept.
-            self._peer_gone(info.peer, now, dirty)
+            self._peer_gone(info.peer, now, now, dirty)
         self.peers[info.peer] = info
 
     def _announced(self, peer: PeerId, dirty: dict[BlobId, None]) -> None:
@@ -370,6 +374,10 @@ class ShardMachine:
             case _:
                 assert_never(item.trouble)
         dirty[item.blob] = None
+        answers = item.trouble not in (Trouble.DEAD, Trouble.STALLED)
+        if not answers and self._silence.is_suspect(item.parent, now):
+            # Two who hear nothing of it are enough: its copies stand in the way of a lease.
+            self._forget_silent(item.parent, now, dirty)
 
     def _corrupt(self, blob: BlobId, now: float, dirty: dict[BlobId, None]) -> None:
         """All partial copies share the wrong piece; complete ones were checked and stay."""
@@ -476,30 +484,14 @@ class ShardMachine:
         owner = rendezvous.owner(str(swarm.key.digest), seeds or others or hungry)
         return None if owner is None else PeerId(owner)
 
-    def _needed(self, swarm: Swarm, now: float) -> int | None:
-        """Pieces that must come from the origin; None while the size is unknown."""
-        if swarm.geometry is None:
-            return None
-        swarm.forget_ghosts(now - self.limits.grace_s)
-        urgent = rest = 0
-        for row in swarm.rows.values():
-            if row.wants_anything:
-                urgent |= row.urgent
-                if row.rest and swarm.lost_holder is None:
-                    rest = swarm.geometry.all_pieces
-        # A dead process is back in a few seconds, with what it had: the origin is not asked again,
-        # except for a client that cannot wait so long.
-        urgent &= ~swarm.expected_back(now - self.limits.revive_s)
-        rest &= ~swarm.expected_back(now - self.limits.grace_s)
-        return (urgent | rest) & ~swarm.held
-
     def _lease(self, swarm: Swarm, now: float) -> None:
         """See to it that what nobody holds is being fetched, by one peer."""
         if now < self._quiet_until:
             return
         if swarm.is_provided_for:
             return
-        needed = self._needed(swarm, now)
+        limits = self.limits
+        needed = swarm.needed(now - limits.revive_s, now - limits.grace_s)
         lease = swarm.lease
         if lease is not None:
             if needed is not None and (lease.todo is None or needed & ~lease.todo):
@@ -668,16 +660,30 @@ class ShardMachine:
             swarm.failing[lease.holder] = now + self.limits.lease_ttl_s
             self._revoke(swarm)
 
+    def _is_alive(self, peer: PeerId, incarnation: int) -> bool:
+        known = self.peers.get(peer)
+        return known is not None and known.incarnation == incarnation
+
+    def _forget_silent(self, peer: PeerId, now: float, dirty: dict[BlobId, None]) -> None:
+        # It died when it fell silent: its disk was waited for since then.
+        self._peer_gone(peer, self._silence.since(peer), now, dirty)
+
     def _peer_gone(
-        self, peer: PeerId, now: float, dirty: dict[BlobId, None], for_good: bool = False
+        self,
+        peer: PeerId,
+        died_at: float,
+        now: float,
+        dirty: dict[BlobId, None],
+        for_good: bool = False,
     ) -> None:
         for blob, swarm in self.swarms.items():
-            if swarm.forget_peer(peer, now, for_good):
+            if swarm.forget_peer(peer, died_at, for_good):
                 dirty[blob] = None
                 if swarm.is_wanted:
                     self._wake(swarm, now)
         self.copies.forget(peer)
         self.peers.pop(peer, None)
+        self._silence.forget(peer)
         self._heard.discard(peer)
         if for_good:
             self._expected.discard(peer)

@@ -374,6 +374,26 @@ class Swarm:
         assert self.geometry is not None
         return (self.geometry.all_pieces if row.rest else row.urgent) & ~row.have
 
+    def needed(self, revived_since: float, graced_since: float) -> int | None:
+        """Pieces that must come from the origin; None while the size is unknown.
+
+        A dead process is back in a few seconds, with what it had: what the disks of those have that
+        died since `graced_since` is not asked of the origin again. For a client that cannot wait
+        so long, those that died since `revived_since`.
+        """
+        if self.geometry is None:
+            return None
+        self.forget_ghosts(graced_since)
+        urgent = rest = 0
+        for row in self.rows.values():
+            if row.wants_anything:
+                urgent |= row.urgent
+                if row.rest and self.lost_holder is None:
+                    rest = self.geometry.all_pieces
+        urgent &= ~self.expected_back(revived_since)
+        rest &= ~self.expected_back(graced_since)
+        return (urgent | rest) & ~self.held
+
     @property
     def is_provided_for(self) -> bool:
         """Every piece is held or leased: nothing more is to be fetched from the origin."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from passel.core import messages as m
+from passel.core.silence import heartbeat_s
 
 if TYPE_CHECKING:
     from passel.sim.node import Node
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 #: The live line's own numbers, seconds.
 BATCH_S = 0.005
 RETRY_S = 0.1
-HEARTBEAT_S = 1.0
-HEARTBEATS_PER_S = 500.0
 
 
 class Line:
@@ -87,8 +86,7 @@ class Line:
             node.step(m.ShardSaid(message))
         node.step(m.ShardHeard(number))
         self._is_busy = False
-        heartbeat_s = max(HEARTBEAT_S, len(node.world.nodes) / HEARTBEATS_PER_S)
-        self._schedule(0.0 if self._items else heartbeat_s)
+        self._schedule(0.0 if self._items else heartbeat_s(len(node.world.nodes)))
 
     def heard(self, incarnation: int, messages: tuple[m.ShardMessage, ...]) -> None:
         """The shard says something by itself; words of a former life are not listened to."""
