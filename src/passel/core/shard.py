@@ -63,6 +63,7 @@ from passel.core.messages import (
 from passel.core.planning import plan_bulk
 from passel.core.silence import Silence
 from passel.core.swarm import Coming, LeaseState, Row, Swarm, Traffic
+from passel.core.urgent import urgent_edge
 from passel.core.versions import COPIES_SINCE
 from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
 
@@ -74,8 +75,6 @@ TOKENS_PER_INCARNATION = 1 << 32
 EPOCH_S_MAX = 0.5
 #: How long a child is not sent to a parent that it could not reach, seconds.
 BAN_S = 10.0
-#: A source has what nobody else has; it is spared as if it had so many pieces more to send.
-SOURCE_COST = 3
 
 
 class ShardMachine:
@@ -543,7 +542,7 @@ class ShardMachine:
         for peer, row in waiting:
             edges: list[Edge] = []
             for piece in bitfield.pieces(row.urgent & ~row.coming_bits & ~row.have):
-                edge = self._urgent_edge(swarm, peer, row, piece)
+                edge = urgent_edge(swarm, self.peers, self._rng, peer, piece)
                 if edge is None:
                     demanded |= 1 << piece
                     continue
@@ -555,65 +554,6 @@ class ShardMachine:
             if edges:
                 self._say_plan(swarm, peer, edges)
         self._demand(swarm, demanded, now)
-
-    def _urgent_edge(self, swarm: Swarm, child: PeerId, row: Row, piece: int) -> Edge | None:
-        """The best parent for a piece that a client waits for, None if only the origin has it.
-
-        In the zone before across zones; there the one from whom it comes first, counting in
-        pieces: what he has to send before, and as much for every hop until he has it himself. A
-        crowd that wants the same piece in the same moment becomes a binomial tree instead of a
-        queue at its only holder.
-        """
-        zone = self.peers[child].zone
-        known: dict[PeerId, int | None] = {child: None}
-        near: list[tuple[float, PeerId, bool]] = []
-        far: list[tuple[float, PeerId, bool]] = []
-        # All rows are looked at for every client of a crowd: what is the same for all comes first.
-        everything = swarm.geometry.all_pieces if swarm.geometry is not None else 0
-        holder = None if swarm.lease is None else swarm.lease.holder
-        draws = self._rng.random(len(swarm.rows)).tolist()
-        outstanding, bit = self.traffic.up.outstanding, 1 << piece
-        for draw, (peer, other) in zip(draws, swarm.rows.items(), strict=True):
-            if peer == child or peer in row.banned:
-                continue
-            is_near = self.peers[peer].zone == zone
-            cost = outstanding.get(peer, 0) + draw
-            if peer == holder or other.have == everything:
-                cost += SOURCE_COST
-            if other.have & bit:
-                (near if is_near else far).append((cost, peer, False))
-            elif is_near and other.coming_bits & bit:
-                hops = self._hops(swarm, peer, piece, known)
-                if hops is not None:
-                    near.append((cost + hops, peer, True))
-        if near or far:
-            _, parent, waits = min(near or far)
-            return Edge(piece, parent, swarm.digest(piece), wait=waits)
-        lease = swarm.lease
-        if lease is None or lease.holder == child or lease.holder in row.banned:
-            return None
-        return Edge(piece, lease.holder, swarm.digest(piece), wait=True, authority=True)
-
-    def _hops(
-        self, swarm: Swarm, peer: PeerId, piece: int, known: dict[PeerId, int | None]
-    ) -> int | None:
-        """Over how many peers the piece comes to `peer`; None if from a child, or not at all.
-
-        `known` has the child itself, and what was found out about others who wait for the piece.
-        """
-        way: list[PeerId] = []
-        while peer not in known:
-            coming = swarm.rows[peer].coming.get(piece) if peer in swarm.rows else None
-            if coming is None:
-                break
-            way.append(peer)
-            known[peer] = None  # whoever waits in a circle gets nothing
-            peer = coming.parent
-        hops = known.get(peer, 0 if way else None)
-        for each in reversed(way):
-            hops = None if hops is None else hops + 1
-            known[each] = hops
-        return hops
 
     def _demand(self, swarm: Swarm, pieces: int, now: float) -> None:
         """Tell the lease-holder what clients wait for; again every quarter of a second."""
