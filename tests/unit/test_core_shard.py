@@ -69,6 +69,35 @@ def test_who_sent_wrong_bytes_is_not_asked_again() -> None:
     assert shard.planned(0.3 + 10 * BAN_S) == []
 
 
+def test_who_calls_everybody_a_liar_is_not_believed_while_there_are_others() -> None:
+    """It may spoil itself what it gets: one word does not take a holder from all others."""
+    shard = Shard()
+    other = PeerId("other")
+    shard.say(other, m.Hello(m.PeerInfo(other, "other", "z", m.Role.PEER, "127.0.0.1:2", 1, 8, 8)))
+    shard.say(other, m.Holds(REF.digest, None, 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64)))
+    swarm = shard.machine.swarms[REF.id]
+    shard.planned(0.1)
+    shard.say(CHILD, m.Complaint(REF.id, 0, HOLDER, m.Trouble.CORRUPT), now=0.2)
+    assert not swarm.rows[HOLDER].is_aside
+    shard.say(CHILD, m.Complaint(REF.id, 0, other, m.Trouble.CORRUPT), now=0.3)
+    assert swarm.rows[other].is_aside
+    assert not swarm.rows[HOLDER].is_aside
+    assert swarm.held == 0b11
+
+
+def test_who_is_put_aside_is_believed_again_when_it_got_the_blob_anew() -> None:
+    shard = Shard()
+    shard.planned(0.1)
+    shard.say(CHILD, m.Complaint(REF.id, 0, HOLDER, m.Trouble.CORRUPT), now=0.2)
+    swarm = shard.machine.swarms[REF.id]
+    assert swarm.rows[HOLDER].is_aside
+    assert swarm.held == 0
+    holds = m.Holds(REF.digest, None, 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64))
+    shard.say(HOLDER, m.Loses(REF.digest, None), now=0.3)
+    shard.say(HOLDER, holds, now=0.4)
+    assert swarm.held == 0b11
+
+
 def test_a_holder_that_nobody_hears_of_is_forgotten_and_its_blob_fetched() -> None:
     """Its node and the controller died together: nobody says that it is gone."""
     shard = Shard()

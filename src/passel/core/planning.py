@@ -91,10 +91,10 @@ def _state(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerI
     ]
     return SwarmState(
         n_pieces=n_pieces,
-        have=bitfield.pack([row.have for row in rows], n_pieces),
+        have=bitfield.pack([row.offers for row in rows], n_pieces),
         coming=bitfield.pack(
             [
-                row.coming_bits | (fetching if fetches_it else 0)
+                0 if row.is_aside else row.coming_bits | (fetching if fetches_it else 0)
                 for row, fetches_it in zip(rows, fetches, strict=True)
             ],
             n_pieces,
@@ -106,7 +106,7 @@ def _state(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerI
         zone=np.array([zones[peers[p].zone] for p in members], dtype=np.int32),
         rack=np.array([racks[peers[p].rack] for p in members], dtype=np.int32),
         is_source=np.array([swarm.is_source(p) for p in members], dtype=bool),
-        can_serve=np.ones(len(members), dtype=bool),
+        can_serve=np.array([not row.is_aside for row in rows], dtype=bool),
         banned=np.array(banned, dtype=np.int32).reshape(-1, 2),
     )
 
@@ -127,4 +127,6 @@ def _flying(swarm: Swarm, index: Mapping[PeerId, int], up_depth: list[int]) -> I
 
 
 def _wants(swarm: Swarm, row: Row) -> int:
-    return swarm.wanted(row) if row.rest and row.ref is not None else 0
+    if not row.rest or row.ref is None:
+        return 0
+    return swarm.wanted(row) & ~row.coming_bits

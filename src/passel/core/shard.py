@@ -16,7 +16,6 @@ A peer says things at least once and in any order; every handler is idempotent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -316,6 +315,7 @@ class ShardMachine:
             row = swarm.rows.get(peer) if swarm else None
             if swarm is not None and row is not None:
                 swarm.lose(peer, row.have)
+                row.is_aside = False
                 swarm.recount()
                 dirty[blob] = None
 
@@ -355,7 +355,7 @@ class ShardMachine:
             swarm.give_up(peer, item.piece)
         match item.trouble:
             case Trouble.CORRUPT:
-                row.banned[item.parent] = math.inf
+                self._accuse(swarm, peer, item.parent)
             case Trouble.DEAD:
                 row.banned.setdefault(item.parent, now + BAN_S)
             case Trouble.STALLED:
@@ -377,6 +377,17 @@ class ShardMachine:
         if not answers and self._silence.is_suspect(item.parent, now):
             # Two who hear nothing of it are enough: its copies stand in the way of a lease.
             self._forget_silent(item.parent, now, dirty)
+
+    def _accuse(self, swarm: Swarm, child: PeerId, parent: PeerId) -> None:
+        info = self.peers.get(parent)
+        zone = self.peers[child].zone
+        is_near = info is not None and info.zone == zone
+        # A piece comes into a zone once: while the parent's counts, it is not let in again.
+        near = {p for p, other in self.peers.items() if other.zone == zone or not is_near}
+        if not swarm.accuse(child, parent, near):
+            return
+        if swarm.lease is not None and swarm.lease.holder == parent:
+            self._revoke(swarm)
 
     def _corrupt(self, blob: BlobId, now: float, dirty: dict[BlobId, None]) -> None:
         """All partial copies share the wrong piece; complete ones were checked and stay."""
@@ -475,7 +486,7 @@ class ShardMachine:
 
         Whoever drains only if nobody else can: its own clients still want their bytes.
         """
-        able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now]
+        able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now and not swarm.is_aside(p)]
         staying = [p for p in able if p not in self.copies.draining]
         seeds = [p for p in staying if self.peers[p].role is Role.SEED]
         hungry = [p for p in able if p in swarm.rows and swarm.row_is_hungry(swarm.rows[p])]
@@ -656,7 +667,7 @@ class ShardMachine:
                 swarm.settle(peer, piece)
             row.have = geometry.all_pieces
             row.urgent = row.undigested = 0
-            swarm.held = geometry.all_pieces
+        swarm.recount()
         if swarm.lease is not None and swarm.held == geometry.all_pieces:
             self._revoke(swarm)
 

@@ -7,6 +7,7 @@ redundant fields (`held`, the counters in `Traffic`) are re-derived by `check_in
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from passel.core import bitfield
@@ -59,6 +60,13 @@ class Row:
     stalled: set[PeerId] = field(default_factory=set)
     #: How much of `rest` was planned is in `coming`; this is the set for quick tests.
     coming_bits: int = 0
+    #: It serves wrong bytes: nobody is sent to it for this blob, and what it has does not count.
+    is_aside: bool = False
+
+    @property
+    def offers(self) -> int:
+        """The pieces that others can get here."""
+        return 0 if self.is_aside else self.have
 
     @property
     def wants_anything(self) -> bool:
@@ -225,7 +233,8 @@ class Swarm:
         row.have |= bit
         row.urgent &= ~bit
         row.undigested &= ~bit
-        self.held |= bit
+        if not row.is_aside:
+            self.held |= bit
         coming = self.settle(peer, piece)
         if coming is not None:
             self.traffic.moved(peer, coming.parent, now - coming.since)
@@ -317,6 +326,33 @@ class Swarm:
             self.recount()
         return row is not None or had_lease
 
+    def accuse(self, child: PeerId, parent: PeerId, neighbours: Set[PeerId]) -> bool:
+        """The child got wrong bytes from the parent; True if nobody is sent to the parent any more.
+
+        One word is not enough for that, it may be the child that spoils what it gets. It is enough
+        when the child needs a piece that nobody else among its `neighbours` has: it would starve.
+        """
+        row, accused = self.rows[child], self.rows.get(parent)
+        row.banned[parent] = math.inf
+        if accused is None or accused.is_aside or self.geometry is None:
+            return False
+        n_accusers = sum(other.banned.get(parent) == math.inf for other in self.rows.values())
+        elsewhere = 0
+        for peer in neighbours & self.rows.keys():
+            if peer not in (child, parent) and peer not in row.banned:
+                elsewhere |= self.rows[peer].offers
+        if n_accusers < 2 and not self.wanted(row) & accused.have & ~elsewhere:
+            return False
+        have = accused.have
+        self.lose(parent, -1)
+        accused.have, accused.is_aside = have, True
+        self.recount()
+        return True
+
+    def is_aside(self, peer: PeerId) -> bool:
+        row = self.rows.get(peer)
+        return row is not None and row.is_aside
+
     def forgive(self, now: float) -> None:
         """Bans whose time is over are lifted."""
         for row in self.rows.values():
@@ -351,7 +387,7 @@ class Swarm:
         """It goes to the origin, or has everything and takes nothing: others depend on it alone."""
         if self.lease is not None and self.lease.holder == peer:
             return True
-        return self.geometry is not None and self.rows[peer].have == self.geometry.all_pieces
+        return self.geometry is not None and self.rows[peer].offers == self.geometry.all_pieces
 
     def waiting(self) -> list[tuple[PeerId, Row]]:
         """Peers with an urgent piece that nobody was asked for yet, and their rows."""
@@ -367,7 +403,7 @@ class Swarm:
     def recount(self) -> None:
         self.held = 0
         for row in self.rows.values():
-            self.held |= row.have
+            self.held |= row.offers
 
     def wanted(self, row: Row) -> int:
         """Pieces that this peer wants and has not."""
@@ -422,7 +458,7 @@ class Swarm:
         """Re-derive what is kept twice. Raises AssertionError."""
         held = 0
         for peer, row in self.rows.items():
-            held |= row.have
+            held |= row.offers
             assert row.coming_bits == bitfield.of(row.coming), (peer, "coming_bits")
             assert not row.coming_bits & row.have, (peer, "a held piece is still coming")
             assert all(coming.parent != peer for coming in row.coming.values()), (

@@ -38,7 +38,7 @@ def urgent_edge(
     draws = rng.random(len(swarm.rows)).tolist()
     outstanding, bit = swarm.traffic.up.outstanding, 1 << piece
     for draw, (peer, other) in zip(draws, swarm.rows.items(), strict=True):
-        if peer == child or peer in row.banned:
+        if peer == child or peer in row.banned or other.is_aside:
             continue
         is_near = peers[peer].zone == zone
         cost = outstanding.get(peer, 0) + draw
