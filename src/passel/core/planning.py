@@ -94,19 +94,25 @@ def _state(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerI
         have=bitfield.pack([row.offers for row in rows], n_pieces),
         coming=bitfield.pack(
             [
-                0 if row.is_aside else row.coming_bits | (fetching if fetches_it else 0)
+                _coming(row) | (fetching if fetches_it else 0)
                 for row, fetches_it in zip(rows, fetches, strict=True)
             ],
             n_pieces,
         ),
-        wants=bitfield.pack([_wants(swarm, row) for row in rows], n_pieces),
+        wants=bitfield.pack(_wants(swarm, members, peers), n_pieces),
         up_depth=np.array(up_depth, dtype=np.int32),
-        down_depth=np.array([down.depth(p) for p in members], dtype=np.int32),
+        down_depth=np.array(
+            [
+                _slow_depth(row) if row.is_slow_child else down.depth(peer)
+                for peer, row in zip(members, rows, strict=True)
+            ],
+            dtype=np.int32,
+        ),
         flying=_flying(swarm, index, up_depth),
         zone=np.array([zones[peers[p].zone] for p in members], dtype=np.int32),
         rack=np.array([racks[peers[p].rack] for p in members], dtype=np.int32),
         is_source=np.array([swarm.is_source(p) for p in members], dtype=bool),
-        can_serve=np.array([not row.is_aside for row in rows], dtype=bool),
+        can_serve=np.array([row.can_serve for row in rows], dtype=bool),
         banned=np.array(banned, dtype=np.int32).reshape(-1, 2),
     )
 
@@ -116,6 +122,8 @@ def _flying(swarm: Swarm, index: Mapping[PeerId, int], up_depth: list[int]) -> I
     n_steps = _n_steps(max(up_depth))
     lines: dict[PeerId, list[tuple[int, int, int]]] = {}
     for peer, row in swarm.rows.items():
+        if row.is_slow_child:
+            continue  # what it takes of its parents' links is next to nothing
         for piece, coming in row.coming.items():
             lines.setdefault(coming.parent, []).append((coming.turn, index[peer], piece))
     rows: list[tuple[int, int, int, int]] = []
@@ -126,7 +134,38 @@ def _flying(swarm: Swarm, index: Mapping[PeerId, int], up_depth: list[int]) -> I
     return np.array(rows, dtype=np.int32).reshape(-1, 4)
 
 
-def _wants(swarm: Swarm, row: Row) -> int:
-    if not row.rest or row.ref is None:
-        return 0
-    return swarm.wanted(row) & ~row.coming_bits
+def _coming(row: Row) -> int:
+    """What others may wait for at a peer: nothing, if it gets it late or cannot pass it on."""
+    return row.coming_bits if row.can_serve and not row.is_slow_child else 0
+
+
+def _slow_depth(row: Row) -> int:
+    """One piece at a time: several would each take as many times as long, and as many slots."""
+    return 0 if row.coming else 1
+
+
+def _wants(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerInfo]) -> list[int]:
+    """What each of `members` wants in bulk, and is not getting.
+
+    A slow child does not bring pieces into its zone, nor takes them first from their source: it
+    waits until others near it have what they want as well.
+    """
+    rows = [swarm.rows[peer] for peer in members]
+    wants = [
+        swarm.wanted(row) & ~row.coming_bits if row.rest and row.ref is not None else 0
+        for row in rows
+    ]
+    if not any(row.is_slow_child for row in rows):
+        return wants
+    held: dict[str, int] = {}
+    awaited: dict[str, int] = {}
+    for peer, row, wanted in zip(members, rows, wants, strict=True):
+        zone = peers[peer].zone
+        if not row.is_slow_child:
+            held[zone] = held.get(zone, 0) | (0 if swarm.is_source(peer) else row.offers)
+            awaited[zone] = awaited.get(zone, 0) | wanted | row.coming_bits
+    for i, (peer, row) in enumerate(zip(members, rows, strict=True)):
+        zone = peers[peer].zone
+        if row.is_slow_child:
+            wants[i] &= held.get(zone, 0) | ~awaited.get(zone, 0)
+    return wants

@@ -61,7 +61,7 @@ from passel.core.messages import (
 )
 from passel.core.planning import plan_bulk
 from passel.core.silence import Silence
-from passel.core.swarm import Coming, LeaseState, Row, Swarm, Traffic
+from passel.core.swarm import EXPIRED_MAX, Coming, LeaseState, Row, Swarm, Traffic
 from passel.core.urgent import urgent_edge
 from passel.core.versions import COPIES_SINCE
 from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
@@ -159,6 +159,9 @@ class ShardMachine:
             swarm = self.swarms[blob]
             n_hungry += sum(swarm.row_is_hungry(row) for row in swarm.rows.values())
             self._expire(swarm, now)
+        self._judge_pace(now)
+        for blob in list(self._active):
+            swarm = self.swarms[blob]
             self._serve(swarm, now)
             self._bulk(swarm, now)
             if not swarm.is_wanted and swarm.lease is None:
@@ -487,6 +490,8 @@ class ShardMachine:
         Whoever drains only if nobody else can: its own clients still want their bytes.
         """
         able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now and not swarm.is_aside(p)]
+        pace = self.traffic.pace
+        able = [p for p in able if p not in pace.slow_parents and p not in pace.slow_children]
         staying = [p for p in able if p not in self.copies.draining]
         seeds = [p for p in staying if self.peers[p].role is Role.SEED]
         hungry = [p for p in able if p in swarm.rows and swarm.row_is_hungry(swarm.rows[p])]
@@ -553,13 +558,16 @@ class ShardMachine:
         for peer, row in waiting:
             edges: list[Edge] = []
             for piece in bitfield.pieces(row.urgent & ~row.coming_bits & ~row.have):
+                if row.is_slow_child and any(c.urgent for c in row.coming.values()):
+                    break  # side by side they would come later, all of them
                 edge = urgent_edge(swarm, self.peers, self._rng, peer, piece)
                 if edge is None:
                     demanded |= 1 << piece
                     continue
                 if not swarm.held >> piece & 1:
                     demanded |= 1 << piece
-                coming = Coming(edge.parent, now, now + self.limits.urgent_ttl_s, edge.turn)
+                until = now + self.limits.urgent_ttl_s * row.patience
+                coming = Coming(edge.parent, now, until, edge.turn)
                 swarm.expect(peer, piece, coming, edge.digest)
                 edges.append(edge)
             if edges:
@@ -595,7 +603,7 @@ class ShardMachine:
         self._turn += plan.n_steps
         swarm.epoch += 1
         for child, edges in plan.edges.items():
-            until = now + self.limits.edge_ttl_s
+            until = now + self.limits.edge_ttl_s * swarm.rows[child].patience
             for edge in edges:
                 coming = Coming(edge.parent, now, until, edge.turn)
                 swarm.expect(child, edge.piece, coming, edge.digest)
@@ -604,12 +612,37 @@ class ShardMachine:
     def _expire(self, swarm: Swarm, now: float) -> None:
         swarm.forgive(now)
         for peer, row in swarm.rows.items():
-            for piece in [p for p, coming in row.coming.items() if coming.until <= now]:
+            late = [p for p, coming in row.coming.items() if coming.until <= now]
+            if late:
+                row.n_expired = min(row.n_expired + 1, EXPIRED_MAX)
+            for piece in late:
                 swarm.give_up(peer, piece)
         lease = swarm.lease
         if lease is not None and now - lease.progress_at > self.limits.lease_ttl_s:
             swarm.failing[lease.holder] = now + self.limits.lease_ttl_s
             self._revoke(swarm)
+
+    def _judge_pace(self, now: float) -> None:
+        """Nobody waits for peers that are far slower than others."""
+        pace = self.traffic.pace
+        if not pace.is_due(now):
+            return
+        swarms = self.wanted_swarms()
+        piece_size = max((s.geometry.piece_size for s in swarms if s.geometry), default=0)
+        pace.judge((pair for swarm in swarms for pair in swarm.ready_pairs()), piece_size, now)
+        for swarm in swarms:
+            for peer, row in swarm.rows.items():
+                if row.is_slow_child != (peer in pace.slow_children):
+                    swarm.set_slow_child(peer, peer in pace.slow_children)
+                is_slow = peer in pace.slow_parents and swarm.geometry is not None
+                if row.is_slow_parent == is_slow:
+                    continue
+                if is_slow and swarm.is_the_only_holder(peer) and self._fetcher(swarm, now) is None:
+                    continue  # better slow than not at all
+                swarm.set_slow_parent(peer, is_slow)
+                if is_slow and swarm.lease is not None and swarm.lease.holder == peer:
+                    swarm.failing[peer] = now + self.limits.lease_ttl_s
+                    self._revoke(swarm)
 
     def _is_alive(self, peer: PeerId, incarnation: int) -> bool:
         known = self.peers.get(peer)

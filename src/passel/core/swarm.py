@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from passel.core import bitfield
 from passel.core.messages import Lease
+from passel.core.pace import Pace
 from passel.core.pieces import Geometry
 from passel.ids import BlobKey, BlobRef, PeerId
 
@@ -19,6 +20,10 @@ DIGEST_BYTES = 32
 #: Edges that a peer has outstanding in each direction, beyond what it moves in an epoch.
 DEPTH_MIN = 4
 DEPTH_MAX = 64
+#: Doublings of the time after which a piece is given up as late; what comes sooner than `IN_TIME_S`
+#: ends them.
+EXPIRED_MAX = 4
+IN_TIME_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +67,28 @@ class Row:
     coming_bits: int = 0
     #: It serves wrong bytes: nobody is sent to it for this blob, and what it has does not count.
     is_aside: bool = False
+    #: Far slower than others in sending, or in getting, pieces: see `passel.core.pace`.
+    is_slow_parent: bool = False
+    is_slow_child: bool = False
+    #: How often its pieces were given up as late since one came in less than `IN_TIME_S`.
+    n_expired: int = 0
+
+    @property
+    def can_serve(self) -> bool:
+        return not (self.is_aside or self.is_slow_parent)
 
     @property
     def offers(self) -> int:
         """The pieces that others can get here."""
-        return 0 if self.is_aside else self.have
+        return self.have if self.can_serve else 0
+
+    @property
+    def patience(self) -> int:
+        """How many times the usual time its pieces get. Each that is given up begins at nothing.
+
+        A peer on a slow link would never get any if each had the same time.
+        """
+        return 1 << self.n_expired
 
     @property
     def wants_anything(self) -> bool:
@@ -134,15 +156,17 @@ class Traffic:
         self.down = Side()
         #: How long pieces are under way, from the plan to the news of it: a running mean.
         self.flight_s = 0.0
+        self.pace = Pace()
 
     def add(self, child: PeerId, parent: PeerId, n: int) -> None:
         self.up.add(parent, n)
         self.down.add(child, n)
 
-    def moved(self, child: PeerId, parent: PeerId, took_s: float) -> None:
-        self.flight_s += (took_s - self.flight_s) / 16
-        self.up.moved(parent)
+    def moved(self, child: PeerId, coming: Coming, now: float) -> None:
+        self.flight_s += (now - coming.since - self.flight_s) / 16
+        self.up.moved(coming.parent)
         self.down.moved(child)
+        self.pace.moved(child, coming.parent, now)
 
     def end_epoch(self) -> None:
         self.up.end_epoch()
@@ -151,6 +175,7 @@ class Traffic:
     def forget(self, peer: PeerId) -> None:
         self.up.forget(peer)
         self.down.forget(peer)
+        self.pace.forget(peer)
 
 
 @dataclass(slots=True)
@@ -233,12 +258,14 @@ class Swarm:
         row.have |= bit
         row.urgent &= ~bit
         row.undigested &= ~bit
-        if not row.is_aside:
+        if row.can_serve:
             self.held |= bit
         coming = self.settle(peer, piece)
         if coming is not None:
-            self.traffic.moved(peer, coming.parent, now - coming.since)
+            self.traffic.moved(peer, coming, now)
             row.stalled.discard(coming.parent)
+            if now - coming.since < IN_TIME_S:
+                row.n_expired = 0
         if self.lease is not None and self.lease.todo is not None:
             self.lease.todo &= ~bit
             self.lease.demanded &= ~bit
@@ -343,11 +370,53 @@ class Swarm:
                 elsewhere |= self.rows[peer].offers
         if n_accusers < 2 and not self.wanted(row) & accused.have & ~elsewhere:
             return False
-        have = accused.have
-        self.lose(parent, -1)
-        accused.have, accused.is_aside = have, True
-        self.recount()
+        accused.is_aside = True
+        self._send_nobody_to(parent)
         return True
+
+    def _send_nobody_to(self, parent: PeerId) -> None:
+        row = self.rows[parent]
+        have = row.have
+        self.lose(parent, -1)
+        row.have = have
+        self.recount()
+
+    def ready_pairs(self) -> set[tuple[PeerId, PeerId]]:
+        """(child, parent) between whom a piece could move now: the parent has it."""
+        have = {peer: row.have for peer, row in self.rows.items()}
+        return {
+            (child, coming.parent)
+            for child, row in self.rows.items()
+            for piece, coming in row.coming.items()
+            if have.get(coming.parent, 0) >> piece & 1
+        }
+
+    def is_the_only_holder(self, peer: PeerId) -> bool:
+        """It has something that somebody wants and nobody else offers."""
+        others = wanted = 0
+        for other, row in self.rows.items():
+            if other != peer:
+                others |= row.offers
+                wanted |= self.wanted(row) if row.wants_anything else 0
+        return bool(self.rows[peer].have & wanted & ~others)
+
+    def set_slow_parent(self, peer: PeerId, is_slow: bool) -> None:
+        """Others are not sent to it while it is slow, and what it has does not count."""
+        self.rows[peer].is_slow_parent = is_slow
+        if is_slow:
+            self._send_nobody_to(peer)
+            return
+        self.recount()
+        if self.lease is not None and self.lease.todo is not None:
+            self.lease.todo &= ~self.held
+            self.lease.demanded &= ~self.held
+
+    def set_slow_child(self, peer: PeerId, is_slow: bool) -> None:
+        """Nobody waits for what it is getting while it is slow."""
+        row = self.rows[peer]
+        row.is_slow_child = is_slow
+        if is_slow:
+            self.lose(peer, row.coming_bits)
 
     def is_aside(self, peer: PeerId) -> bool:
         row = self.rows.get(peer)

@@ -38,7 +38,7 @@ def urgent_edge(
     draws = rng.random(len(swarm.rows)).tolist()
     outstanding, bit = swarm.traffic.up.outstanding, 1 << piece
     for draw, (peer, other) in zip(draws, swarm.rows.items(), strict=True):
-        if peer == child or peer in row.banned or other.is_aside:
+        if peer == child or peer in row.banned or not other.can_serve:
             continue
         is_near = peers[peer].zone == zone
         cost = outstanding.get(peer, 0) + draw
@@ -46,7 +46,7 @@ def urgent_edge(
             cost += SOURCE_COST
         if other.have & bit:
             (near if is_near else far).append((cost, peer, False))
-        elif is_near and other.coming_bits & bit:
+        elif is_near and other.coming_bits & bit and not other.is_slow_child:
             hops = _hops(swarm, peer, piece, known)
             if hops is not None:
                 near.append((cost + hops, peer, True))

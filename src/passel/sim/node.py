@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from passel.sim.world import World
 
 #: The live shell's deadlines, seconds: all of a piece, a held-back request, a slot's line.
-PIECE_TIMEOUT_S = 20.0
+PIECE_TIMEOUT_S = 120.0
 WAIT_S = 5.0
 SLOT_WAIT_S = 5.0
 LINE_MAX = 128
