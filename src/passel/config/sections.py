@@ -244,7 +244,7 @@ class PeerConfig(Section):
     listen: Address = "0.0.0.0:0"
     """The piece server. Port 0 lets the kernel choose, the other peers learn it by themselves;
     name one if a firewall stands between the nodes."""
-    upload_slots: Count = 5
+    upload_slots: Count = 6
     """Pieces that one node sends at the same time, one of them to a client that waits; the other
     requests stand in line. More slots make every piece late, and all that depends on it."""
     download_slots: Count = 16
