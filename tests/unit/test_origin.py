@@ -137,6 +137,27 @@ async def test_a_cut_stream_is_resumed_without_a_gap_or_a_repetition() -> None:
     assert len(asked) == 4
 
 
+async def test_what_came_before_the_break_is_kept() -> None:
+    """aiohttp reports a broken body before what it has of it, which was fetched again each time."""
+    asked: list[str] = []
+
+    async def origin(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers["Range"])
+        whole = ranged(request)
+        answer = web.StreamResponse(status=206, headers=whole.headers)
+        assert isinstance(whole.body, bytes)
+        answer.content_length = len(whole.body)
+        await answer.prepare(request)
+        await answer.write(whole.body[:90_000])
+        assert request.transport is not None
+        request.transport.close()
+        return answer
+
+    async with serving(origin) as api, client_of(api) as client:
+        assert await read(client, 0, None) == DATA
+    assert asked == [f"bytes={start}-" for start in (0, 90_000, 180_000, 270_000)]
+
+
 def stalling(asked: list[str], n_stalls: int) -> Handler:
     """An origin whose first answers stop after 90 000 bytes, and leave the connection open."""
 

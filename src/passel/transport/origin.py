@@ -106,6 +106,10 @@ class OriginAnswer:
         except asyncio.TimeoutError as error:
             raise OriginTimeout("the origin stopped in the middle of an answer") from error
         except aiohttp.ClientError as error:
+            # The break overtakes what came before it and was not read yet.
+            content.set_exception(None)  # type: ignore[arg-type]
+            if rest := content.read_nowait():
+                yield rest
             raise OriginUnavailable("the origin broke off in the middle of an answer") from error
         finally:
             watch.close()
