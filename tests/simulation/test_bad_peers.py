@@ -79,9 +79,9 @@ def test_a_lease_holder_that_lies_from_some_time_on_is_replaced(zones: int, seed
 def test_a_child_that_spoils_what_it_gets_costs_the_others_nothing(
     zones: int, seed: int, at: float
 ) -> None:
-    """It accuses everybody; each in turn was put aside, until nobody was left to go to the origin.
+    """It accuses everybody. Its word alone put half of the crowd aside, and it starved itself.
 
-    What it needs itself it gets in the end, from the origin.
+    What it needs it gets in the end, from the origin.
     """
     honest = last_finish(crowd(8, zones, seed, None))
     world = World(Setup(n_peers=8, zones=zones, seed=seed))
