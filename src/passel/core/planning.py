@@ -129,4 +129,6 @@ def _flying(swarm: Swarm, index: Mapping[PeerId, int], up_depth: list[int]) -> I
 def _wants(swarm: Swarm, row: Row) -> int:
     if not row.rest or row.ref is None:
         return 0
-    return swarm.wanted(row) & ~row.coming_bits
+    wanted = swarm.wanted(row)
+    # What comes to it is not in `coming`: for the others it does not come there.
+    return wanted & ~row.coming_bits if row.is_aside else wanted

@@ -16,6 +16,7 @@ A peer says things at least once and in any order; every handler is idempotent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -62,6 +63,7 @@ from passel.core.messages import (
 from passel.core.planning import plan_bulk
 from passel.core.silence import Silence
 from passel.core.swarm import Coming, LeaseState, Row, Swarm, Traffic
+from passel.core.trust import is_distrusted
 from passel.core.urgent import urgent_edge
 from passel.core.versions import COPIES_SINCE
 from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
@@ -315,8 +317,8 @@ class ShardMachine:
             row = swarm.rows.get(peer) if swarm else None
             if swarm is not None and row is not None:
                 swarm.lose(peer, row.have)
-                row.is_aside = False
-                swarm.recount()
+                swarm.acquit(peer)
+                swarm.take_back(peer)
                 dirty[blob] = None
 
     def _wants(self, peer: PeerId, item: Wants, now: float, dirty: dict[BlobId, None]) -> None:
@@ -355,7 +357,9 @@ class ShardMachine:
             swarm.give_up(peer, item.piece)
         match item.trouble:
             case Trouble.CORRUPT:
-                self._accuse(swarm, peer, item.parent)
+                row.banned[item.parent] = math.inf
+                if item.parent in swarm.rows:
+                    swarm.accused[item.parent] = None
             case Trouble.DEAD:
                 row.banned.setdefault(item.parent, now + BAN_S)
             case Trouble.STALLED:
@@ -378,16 +382,21 @@ class ShardMachine:
             # Two who hear nothing of it are enough: its copies stand in the way of a lease.
             self._forget_silent(item.parent, now, dirty)
 
-    def _accuse(self, swarm: Swarm, child: PeerId, parent: PeerId) -> None:
-        info = self.peers.get(parent)
-        zone = self.peers[child].zone
-        is_near = info is not None and info.zone == zone
-        # A piece comes into a zone once: while the parent's counts, it is not let in again.
-        near = {p for p, other in self.peers.items() if other.zone == zone or not is_near}
-        if not swarm.accuse(child, parent, near):
-            return
-        if swarm.lease is not None and swarm.lease.holder == parent:
-            self._revoke(swarm)
+    def _judge(self, swarm: Swarm) -> None:
+        """Put aside those whose bytes are of use to nobody, take back those who are of use again.
+
+        One after the other: two who have the same pieces must not both go because of each other.
+        """
+        for peer in swarm.accused:
+            if swarm.rows[peer].is_aside == is_distrusted(swarm, self.peers, peer):
+                continue
+            if swarm.rows[peer].is_aside:
+                swarm.take_back(peer)
+            else:
+                swarm.put_aside(peer)
+            lease = swarm.lease
+            if lease is not None and (lease.holder == peer or lease.todo == 0):
+                self._revoke(swarm)
 
     def _corrupt(self, blob: BlobId, now: float, dirty: dict[BlobId, None]) -> None:
         """All partial copies share the wrong piece; complete ones were checked and stay."""
@@ -486,10 +495,13 @@ class ShardMachine:
 
         Whoever drains only if nobody else can: its own clients still want their bytes.
         """
-        able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now and not swarm.is_aside(p)]
-        staying = [p for p in able if p not in self.copies.draining]
+        able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now]
+        trusted = [p for p in able if not swarm.is_aside(p)]
+        staying = [p for p in trusted if p not in self.copies.draining]
         seeds = [p for p in staying if self.peers[p].role is Role.SEED]
         hungry = [p for p in able if p in swarm.rows and swarm.row_is_hungry(swarm.rows[p])]
+        # From whom nobody takes anything fetches for nobody but itself.
+        hungry = [p for p in hungry if not swarm.is_aside(p)] or hungry
         others = [p for p in hungry if p not in self.copies.draining]
         owner = rendezvous.owner(str(swarm.key.digest), seeds or others or hungry)
         return None if owner is None else PeerId(owner)
@@ -503,6 +515,12 @@ class ShardMachine:
         limits = self.limits
         needed = swarm.needed(now - limits.revive_s, now - limits.grace_s)
         lease = swarm.lease
+        if lease is not None and swarm.is_aside(lease.holder):
+            if self._fetcher(swarm, now) != lease.holder:
+                self._revoke(swarm)  # others wait as well now, and would not take it from there
+                lease = None
+            elif needed is not None:
+                needed &= ~swarm.rows[lease.holder].have
         if lease is not None:
             if needed is not None and (lease.todo is None or needed & ~lease.todo):
                 lease.todo = needed | (lease.todo or 0)
@@ -516,10 +534,12 @@ class ShardMachine:
             return
         ref = swarm.rows[asker].ref
         assert ref is not None
+        has = swarm.row(holder).have
+        if needed is not None and not (needed := needed & ~has):
+            return
         self._next_token += 1
         self.n_leases += 1
         sponsor = asker if swarm.rows[asker].sponsor else None
-        swarm.row(holder)
         swarm.lease = LeaseState(self._next_token, holder, ref, sponsor, needed, now)
         self._say_lease(swarm, swarm.lease)
 
@@ -545,6 +565,7 @@ class ShardMachine:
 
     def _serve(self, swarm: Swarm, now: float) -> None:
         """What cannot wait for the epoch: leases, and parents for pieces that clients wait for."""
+        self._judge(swarm)
         self._lease(swarm, now)
         if swarm.geometry is None:
             return
@@ -667,7 +688,7 @@ class ShardMachine:
                 swarm.settle(peer, piece)
             row.have = geometry.all_pieces
             row.urgent = row.undigested = 0
-        swarm.recount()
+            swarm.held |= row.offers
         if swarm.lease is not None and swarm.held == geometry.all_pieces:
             self._revoke(swarm)
 

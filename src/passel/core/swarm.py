@@ -7,7 +7,6 @@ redundant fields (`held`, the counters in `Traffic`) are re-derived by `check_in
 from __future__ import annotations
 
 import math
-from collections.abc import Set
 from dataclasses import dataclass, field
 
 from passel.core import bitfield
@@ -170,6 +169,8 @@ class Swarm:
     #: every report of every member asks for them.
     unserved: dict[PeerId, None] = field(default_factory=dict)
     lease: LeaseState | None = None
+    #: Peers from whom somebody got wrong bytes. What follows from that is in `trust`.
+    accused: dict[PeerId, None] = field(default_factory=dict)
     #: Pieces of peers that died a moment ago, and when: their disks may be back soon.
     ghosts: dict[PeerId, tuple[int, float]] = field(default_factory=dict)
     #: The lease-holder that died, and when: it may come back with more than it had announced.
@@ -284,6 +285,10 @@ class Swarm:
         row = self.rows.get(peer)
         if row is not None:
             row.have &= ~pieces
+        self._break_off(peer, pieces)
+
+    def _break_off(self, peer: PeerId, pieces: int) -> None:
+        """Nobody gets these from the peer, nor from those who were to get them from it."""
         failed = [(peer, pieces)]
         while failed:
             parent, lost = failed.pop()
@@ -307,11 +312,12 @@ class Swarm:
         if for_good:
             self.ghosts.pop(peer, None)
         if row is not None:
-            if row.have and not for_good:
+            if row.offers and not for_good:
                 self.ghosts[peer] = (row.have, now)
             for piece in list(row.coming):
                 self.settle(peer, piece)
             del self.rows[peer]
+        self.accused.pop(peer, None)
         for other in self.rows.values():
             other.banned.pop(peer, None)
             other.stalled.discard(peer)
@@ -326,28 +332,26 @@ class Swarm:
             self.recount()
         return row is not None or had_lease
 
-    def accuse(self, child: PeerId, parent: PeerId, neighbours: Set[PeerId]) -> bool:
-        """The child got wrong bytes from the parent; True if nobody is sent to the parent any more.
-
-        One word is not enough for that, it may be the child that spoils what it gets. It is enough
-        when the child needs a piece that nobody else among its `neighbours` has: it would starve.
-        """
-        row, accused = self.rows[child], self.rows.get(parent)
-        row.banned[parent] = math.inf
-        if accused is None or accused.is_aside or self.geometry is None:
-            return False
-        n_accusers = sum(other.banned.get(parent) == math.inf for other in self.rows.values())
-        elsewhere = 0
-        for peer in neighbours & self.rows.keys():
-            if peer not in (child, parent) and peer not in row.banned:
-                elsewhere |= self.rows[peer].offers
-        if n_accusers < 2 and not self.wanted(row) & accused.have & ~elsewhere:
-            return False
-        have = accused.have
-        self.lose(parent, -1)
-        accused.have, accused.is_aside = have, True
+    def put_aside(self, peer: PeerId) -> None:
+        """Nobody is sent to this peer: what it alone has counts as not held."""
+        self.rows[peer].is_aside = True
+        self._break_off(peer, -1)
         self.recount()
-        return True
+
+    def take_back(self, peer: PeerId) -> None:
+        """What it has counts again."""
+        self.rows[peer].is_aside = False
+        self.recount()
+        if self.lease is not None and self.lease.todo is not None:
+            self.lease.todo &= ~self.held
+            self.lease.demanded &= ~self.held
+
+    def acquit(self, peer: PeerId) -> None:
+        """The bytes of which it sent wrong ones are gone."""
+        self.accused.pop(peer, None)
+        for row in self.rows.values():
+            if row.banned.get(peer) == math.inf:
+                del row.banned[peer]
 
     def is_aside(self, peer: PeerId) -> bool:
         row = self.rows.get(peer)
@@ -425,7 +429,7 @@ class Swarm:
             if row.wants_anything:
                 urgent |= row.urgent
                 if row.rest and self.lost_holder is None:
-                    rest = self.geometry.all_pieces
+                    rest |= self.wanted(row) if row.is_aside else self.geometry.all_pieces
         urgent &= ~self.expected_back(revived_since)
         rest &= ~self.expected_back(graced_since)
         return (urgent | rest) & ~self.held
@@ -469,6 +473,7 @@ class Swarm:
             if row.urgent & ~row.coming_bits & ~row.have:
                 assert peer in self.unserved, (peer, "waits, and is not looked at")
         assert held == self.held, "held"
+        assert self.accused.keys() <= self.rows.keys(), "who is accused is known here"
         if self.geometry is None:
             assert not held, "pieces of a blob without a size"
             assert not self.known, "digests of a blob without a size"
