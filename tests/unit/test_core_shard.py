@@ -156,3 +156,28 @@ def test_who_was_forgotten_wrongly_is_counted_again() -> None:
     holds = m.Holds(REF.digest, None, 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64))
     shard.say(HOLDER, m.Hello(info), holds, m.Announced(), now=now)
     assert shard.planned(now + 0.1) == [0, 1]
+
+
+def test_what_a_boaster_says_of_pieces_is_overruled_by_whoever_fetches_them() -> None:
+    """It says that it has all of the blob, with digests that it made up."""
+    shard, seed, boaster = Shard(), PeerId("seed"), PeerId("boaster")
+    for peer in (seed, boaster):
+        role = m.Role.SEED if peer == seed else m.Role.PEER
+        shard.say(peer, m.Hello(m.PeerInfo(peer, str(peer), "z", role, "127.0.0.1:2", 1, 8, 8)))
+    ref = BlobRef("lab", "app", Digest("sha256", hashlib.sha256(b"y").hexdigest()))
+    shard.say(CHILD, m.Wants(ref, (), True, False))
+    swarm = shard.machine.swarms[ref.id]
+    assert swarm.lease is not None
+    token = swarm.lease.token
+    shard.say(seed, m.LeaseOpened(ref.id, token, 2 * MIN_PIECE, False))
+    boast = m.Holds(ref.digest, "lab", 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64))
+    shard.say(boaster, boast, now=0.1)
+    shard.planned(0.2)
+    true = [bytes([piece + 1]) * 32 for piece in (0, 1)]
+    shard.say(seed, m.Gains(ref.id, ((0, true[0]),), token), now=0.3)
+    assert [swarm.digest(0), swarm.rows[seed].have, swarm.rows[boaster].have] == [true[0], 1, 2]
+    shard.say(CHILD, m.Complaint(ref.id, 1, boaster, m.Trouble.MISSING), now=0.4)
+    assert swarm.lease is not None
+    assert swarm.lease.todo == 0b10
+    shard.say(seed, m.Gains(ref.id, ((1, true[1]),), None), now=0.5)
+    assert [swarm.digest(1), swarm.held] == [true[1], 0b11]

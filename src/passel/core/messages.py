@@ -716,6 +716,8 @@ class ShardLimits:
     epoch_per_flight: float = 0.05
     epoch_per_peer_s: float = 5e-5
     lease_ttl_s: float = 10.0
+    #: How long a peer does not go to an origin that failed it just now. It has tried thrice itself.
+    fetch_again_s: float = 2.0
     #: How long a dead peer's pieces are expected back with its disk: by clients that wait, and by
     #: everybody else.
     revive_s: float = 3.0

@@ -342,7 +342,8 @@ class PeerMachine:
                 self._planned(holding, message)
             case Digests(_, pieces):
                 for piece, digest in pieces:
-                    holding.digests.setdefault(piece, digest)
+                    if not holding.have >> piece & 1:
+                        holding.digests[piece] = digest
                     waiting = holding.unconfirmed.pop(piece, None)
                     if waiting is not None:
                         self._judge(holding, piece, waiting.digest, waiting.parent)

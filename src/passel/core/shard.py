@@ -277,16 +277,17 @@ class ShardMachine:
         row = swarm.row(peer)
         n_pieces = swarm.geometry.n_pieces
         fresh: list[tuple[int, bytes]] = []
+        is_holder = swarm.lease is not None and swarm.lease.token == item.token
         for piece, digest in item.pieces:
             if piece >= n_pieces or row.have >> piece & 1:
                 continue
-            is_new = not swarm.known >> piece & 1
-            if not swarm.learn(piece, digest):
+            known = swarm.digest(piece)
+            if not swarm.learn(piece, digest, is_authority=is_holder):
                 continue
-            if is_new:
+            if known != digest:
                 fresh.append((piece, digest))
             swarm.gain(peer, piece, now)
-        if swarm.lease is not None and swarm.lease.holder == peer:
+        if swarm.lease is not None and is_holder:
             swarm.lease.progress_at = now
             if swarm.lease.todo == 0:
                 swarm.lease = None
@@ -473,7 +474,7 @@ class ShardMachine:
 
             self._refuse(swarm, refusal, same_question)
             return
-        swarm.failing[lease.holder] = now + self.limits.lease_ttl_s
+        swarm.failing[lease.holder] = now + self.limits.fetch_again_s
         swarm.failures += 1
         if swarm.failures >= 3 or self._fetcher(swarm, now) is None:
             swarm.failures = 0

@@ -219,13 +219,28 @@ class Swarm:
             return None
         return bytes(self.digests[piece * DIGEST_BYTES : (piece + 1) * DIGEST_BYTES])
 
-    def learn(self, piece: int, digest: bytes) -> bool:
-        """Note a piece's digest; False when another one is known already."""
-        known = self.digest(piece)
+    def learn(self, piece: int, digest: bytes, is_authority: bool = False) -> bool:
+        """Note a piece's digest; False when another one is known already.
+
+        A peer that says what it holds may say wrong digests as well. Those of whoever fetches from
+        the origin (`is_authority`) overrule them, and so do all others when nobody has the piece
+        of which that was said.
+        """
+        known, bit = self.digest(piece), 1 << piece
+        if known == digest:
+            return True
+        if known is not None and self.held & bit:
+            if not is_authority:
+                return False
+            for peer, row in self.rows.items():
+                if row.have & bit:
+                    self.lose(peer, bit)
         if known is not None:
-            return known == digest
+            # Whoever was sent for the piece compares with the old one otherwise.
+            for row in self.rows.values():
+                row.undigested |= bit & row.coming_bits
         self.digests[piece * DIGEST_BYTES : (piece + 1) * DIGEST_BYTES] = digest
-        self.known |= 1 << piece
+        self.known |= bit
         return True
 
     def gain(self, peer: PeerId, piece: int, now: float) -> None:
