@@ -251,6 +251,11 @@ class PeerConfig(Section):
     """Pieces that one node fetches at the same time."""
     per_parent: Count = 4
     """Pieces that one node fetches from the same parent at the same time."""
+    whole_blobs: Switch = True
+    """Whether the rest of a blob is fetched in the background as soon as a part of it is read. Off,
+    only the pieces are fetched that reads of up to 8 MiB touch (nydusd's are 2 MiB at most): less
+    leaves the registry, and what is touched later is cold then. Longer reads fetch the whole
+    blob."""
     tls: Switch = False
     """Whether pieces travel through TLS, with certificates that the cluster makes for itself.
     Costs processor time on both sides; leave it out where the network between the nodes is

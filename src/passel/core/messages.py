@@ -700,6 +700,8 @@ class PeerLimits:
     spans_per_lease: int = 3
     #: Reads up to this length are urgent as a whole; nydusd's are 2 MiB at the most.
     small_read_bytes: int = 8 * 1024 * 1024
+    #: Whether small reads bring the rest of their blob in the background; longer ones do.
+    whole_blobs: bool = True
     #: A pull that got nothing in order for so long has its next piece treated as urgent.
     stall_s: float = 8.0
     retry_s: float = 0.05

@@ -299,7 +299,7 @@ class PeerMachine:
 
     def _say_wants(self, holding: Holding) -> None:
         """Tell the shard what is wanted, if that is news to it."""
-        wants = holding.wants(self.limits.small_read_bytes, self._now - self.limits.stall_s)
+        wants = holding.wants(self.limits, self._now)
         told = holding.told
         if wants is None:
             if told is not None:
