@@ -76,4 +76,8 @@ def shard_limits(config: Config) -> ShardLimits:
 def peer_limits(config: Config) -> PeerLimits:
     """The peer's section as plain numbers in base units."""
     peer = config.peer
-    return PeerLimits(download_slots=peer.download_slots, per_parent=peer.per_parent)
+    return PeerLimits(
+        download_slots=peer.download_slots,
+        per_parent=peer.per_parent,
+        whole_blobs=peer.whole_blobs,
+    )

@@ -239,7 +239,8 @@ class Crowd:
             with Watch(self.cluster, self.nodes, traced) as watch:
                 pulls = self._arrive(pull)
                 at_last_read = self.cluster.origin_stats()["by_digest"].get(digest, 0)
-            self.cluster.wait_complete(self.nodes, digest, COMPLETE_TIMEOUT_S)
+            if not is_lazy or self.cluster.fetches_whole_blobs:
+                self.cluster.wait_complete(self.nodes, digest, COMPLETE_TIMEOUT_S)
             after = self.cluster.status()
             sent = self.cluster.origin_stats()["by_digest"].get(digest, 0)
             n_requests = self.cluster.origin_stats()["blob_requests"] - origin["blob_requests"]

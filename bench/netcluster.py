@@ -148,6 +148,11 @@ class NetCluster:
             time.sleep(0.05)
 
     @property
+    def fetches_whole_blobs(self) -> bool:
+        """Whether what is read in part is complete on its node some time later."""
+        return bool(self._settings.get("peer", {}).get("whole_blobs", True))
+
+    @property
     def origin(self) -> tuple[str, int]:
         assert self._origin is not None
         return self._origin.address, ORIGIN_PORT

@@ -57,6 +57,10 @@ SHORT = 4 * 1024 * 1024
 #: and its gateway going there too would add to the load that makes it slow.
 FIRST_BYTE_S = 4.0
 FIRST_BYTE_LONG_S = 12.0
+#: An origin that says 429 in the middle of a body is asked again so much later. Its client answers
+#: for it until the time is over that it wants to be left alone.
+LIMITED_PAUSE_S = 1.0
+TOO_MANY_REQUESTS = 429
 #: How often one read asks a peer anew after losing it. More would be a peer that dies by our
 #: question.
 ROUNDS_MAX = 8
@@ -254,7 +258,7 @@ class Reading:
     async def _wait_in_time(self, stop: int) -> None:
         """`_wait`, unless the client has waited for too long already."""
         try:
-            await asyncio.wait_for(self._wait(stop), self._left_s())
+            await asyncio.wait_for(self._wait_unless_limited(stop), self._left_s())
         except asyncio.TimeoutError:
             raise OriginTimeout(f"no byte came for {self._still_s:g} s") from None
 
@@ -330,6 +334,18 @@ class Reading:
                 raise PeerUnavailable("what was sent cannot be checked any more")
             start, self._hashed_to = self._hashed_to, self._at
             await asyncio.to_thread(view.hash_into, self._hasher, start, self._at)
+
+    async def _wait_unless_limited(self, stop: int) -> None:
+        """`_wait`; a client that has a part of its body is not sent away by the origin's 429."""
+        was_begun = not self._lead
+        try:
+            await self._wait(stop)
+        except OriginRefused as refused:
+            if refused.status != TOO_MANY_REQUESTS or not was_begun:
+                raise
+            await self._end_direct()
+            self._rounds = 0  # nobody died by our questions
+            await asyncio.sleep(LIMITED_PAUSE_S)
 
     async def _wait(self, stop: int) -> None:
         """Until there is something to send, or a new way to get it."""

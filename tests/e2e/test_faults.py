@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from conftest import gateway_of
 from faulty import Fault, FaultyOrigin
-from origins import Image
+from origins import Image, make_image
 from ray_lab import Lab, eventually
 from tools import need
 
@@ -38,7 +38,7 @@ BROKEN_OFF = (18, 56)
 #: Several pieces, so that the answer has begun long before the last byte is known to be wrong.
 LONG = 3_000_000
 #: What passel mends by itself.
-MENDED = (Fault.CUT_ONCE, Fault.ELSEWHERE)
+MENDED = (Fault.CUT_ONCE, Fault.HALVED, Fault.ELSEWHERE)
 #: What curl is told: status, and code and words of the error. Of the others an answer has begun,
 #: and all that is left is to break it off.
 TOLD = {
@@ -152,7 +152,8 @@ def days() -> Iterator[Days]:
             need(client)
             for fault, origin in origins.items():
                 long = fault is Fault.WRONG
-                image = origin.add(f"of/{client}", LONG if long else 300_000)
+                image = make_image(f"of/{client}", LONG if long else 300_000)
+                origin.add_image(image.repository, image.blobs, image.largest)
                 path = folder / f"{client}-{fault.name}"
                 days.bad[fault, client] = Pull(client, image, path)
                 days.good[fault, client] = Pull(client, image, path.with_suffix(".good"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from passel.core.messages import PeerGone, Role
+from passel.core.messages import PeerGone, PeerLimits, Role
 from passel.sim.world import Setup, World
 
 MIB = 1 << 20
@@ -55,6 +55,29 @@ def test_lazy_pattern_everybody_reads_the_same_scattered_ranges(seed: int) -> No
     assert max(log.done_at - log.started_at for log in world.reads.values()) < 3
     assert world.origin_bytes == size
     assert world.cross_zone_bytes == size
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_whole_blobs_only_what_is_touched_leaves_the_origin(seed: int) -> None:
+    limits = PeerLimits(whole_blobs=False)
+    world = World(Setup(n_peers=8, zones=2, seed=seed, peer_limits=limits))
+    size = 300 * MIB
+    ref = world.blob("b", size)
+    for name in list(world.nodes):
+        for k in range(16):
+            world.read(name, ref, 7 * k * MIB + 333, 7 * k * MIB + 333 + MIB)
+    world.run(60)
+    assert finished(world)
+    assert max(log.done_at - log.started_at for log in world.reads.values()) < 3
+    assert world.origin_bytes == 2 * 16 * MIB, "each range touches two pieces"
+    later = world.read("p3", ref, 200 * MIB, 200 * MIB + 1)
+    world.run(70)
+    assert world.reads[later].done_at is not None
+    assert world.origin_bytes == (2 * 16 + 1) * MIB
+    whole = world.read("p4", ref)
+    world.run(100)
+    assert world.reads[whole].done_at is not None
+    assert world.origin_bytes == size, "a long read fetches the whole blob"
 
 
 def test_huge_blob_first_request_is_no_whole_piece_and_no_byte_comes_twice() -> None:

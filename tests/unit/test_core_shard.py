@@ -69,20 +69,25 @@ def test_who_sent_wrong_bytes_is_not_asked_again() -> None:
     assert shard.planned(0.3 + 10 * BAN_S) == []
 
 
-def test_who_calls_everybody_a_liar_is_not_believed_while_there_are_others() -> None:
-    """It may spoil itself what it gets: one word does not take a holder from all others."""
+def test_who_calls_everybody_a_liar_takes_no_holder_from_the_others() -> None:
+    """It may spoil what it gets. Alone it goes to the origin; for others nothing changes."""
     shard = Shard()
-    other = PeerId("other")
-    shard.say(other, m.Hello(m.PeerInfo(other, "other", "z", m.Role.PEER, "127.0.0.1:2", 1, 8, 8)))
+    other, late = PeerId("other"), PeerId("late")
+    for peer in (other, late):
+        info = m.PeerInfo(peer, str(peer), "z", m.Role.PEER, "127.0.0.1:2", 1, 8, 8)
+        shard.say(peer, m.Hello(info))
     shard.say(other, m.Holds(REF.digest, None, 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64)))
     swarm = shard.machine.swarms[REF.id]
     shard.planned(0.1)
-    shard.say(CHILD, m.Complaint(REF.id, 0, HOLDER, m.Trouble.CORRUPT), now=0.2)
-    assert not swarm.rows[HOLDER].is_aside
-    shard.say(CHILD, m.Complaint(REF.id, 0, other, m.Trouble.CORRUPT), now=0.3)
-    assert swarm.rows[other].is_aside
-    assert not swarm.rows[HOLDER].is_aside
+    said = shard.say(CHILD, m.Complaint(REF.id, 0, HOLDER, m.Trouble.CORRUPT), now=0.2)
+    assert not any(isinstance(word, m.Lease) for word in said)
+    said = shard.say(CHILD, m.Complaint(REF.id, 0, other, m.Trouble.CORRUPT), now=0.3)
+    assert any(isinstance(word, m.Lease) for word in said), "there is nobody whom it would believe"
+    said = shard.say(late, m.Wants(REF, (), True, False), now=0.4)
+    assert not swarm.is_aside(HOLDER)
+    assert not swarm.is_aside(other)
     assert swarm.held == 0b11
+    assert swarm.lease is None
 
 
 def test_who_is_put_aside_is_believed_again_when_it_got_the_blob_anew() -> None:
@@ -96,6 +101,7 @@ def test_who_is_put_aside_is_believed_again_when_it_got_the_blob_anew() -> None:
     shard.say(HOLDER, m.Loses(REF.digest, None), now=0.3)
     shard.say(HOLDER, holds, now=0.4)
     assert swarm.held == 0b11
+    assert shard.planned(0.5) == [0, 1], "the child too forgets what it said of the former bytes"
 
 
 def test_a_holder_that_nobody_hears_of_is_forgotten_and_its_blob_fetched() -> None:
@@ -150,3 +156,28 @@ def test_who_was_forgotten_wrongly_is_counted_again() -> None:
     holds = m.Holds(REF.digest, None, 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64))
     shard.say(HOLDER, m.Hello(info), holds, m.Announced(), now=now)
     assert shard.planned(now + 0.1) == [0, 1]
+
+
+def test_what_a_boaster_says_of_pieces_is_overruled_by_whoever_fetches_them() -> None:
+    """It says that it has all of the blob, with digests that it made up."""
+    shard, seed, boaster = Shard(), PeerId("seed"), PeerId("boaster")
+    for peer in (seed, boaster):
+        role = m.Role.SEED if peer == seed else m.Role.PEER
+        shard.say(peer, m.Hello(m.PeerInfo(peer, str(peer), "z", role, "127.0.0.1:2", 1, 8, 8)))
+    ref = BlobRef("lab", "app", Digest("sha256", hashlib.sha256(b"y").hexdigest()))
+    shard.say(CHILD, m.Wants(ref, (), True, False))
+    swarm = shard.machine.swarms[ref.id]
+    assert swarm.lease is not None
+    token = swarm.lease.token
+    shard.say(seed, m.LeaseOpened(ref.id, token, 2 * MIN_PIECE, False))
+    boast = m.Holds(ref.digest, "lab", 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64))
+    shard.say(boaster, boast, now=0.1)
+    shard.planned(0.2)
+    true = [bytes([piece + 1]) * 32 for piece in (0, 1)]
+    shard.say(seed, m.Gains(ref.id, ((0, true[0]),), token), now=0.3)
+    assert [swarm.digest(0), swarm.rows[seed].have, swarm.rows[boaster].have] == [true[0], 1, 2]
+    shard.say(CHILD, m.Complaint(ref.id, 1, boaster, m.Trouble.MISSING), now=0.4)
+    assert swarm.lease is not None
+    assert swarm.lease.todo == 0b10
+    shard.say(seed, m.Gains(ref.id, ((1, true[1]),), None), now=0.5)
+    assert [swarm.digest(1), swarm.held] == [true[1], 0b11]

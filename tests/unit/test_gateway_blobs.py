@@ -203,6 +203,29 @@ async def test_peer_dies_for_good_and_the_origin_goes_on(tmp_path: Path) -> None
         assert asyncio.get_running_loop().time() - began < 0.3
 
 
+@pytest.mark.parametrize("has_peer", [True, False])
+async def test_a_429_in_the_middle_of_a_body_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_peer: bool
+) -> None:
+    """A client whose body was broken off asks again, is told 429 a few times, and gives up."""
+    monkeypatch.setattr(reading, "LIMITED_PAUSE_S", 0.1)
+    async with world(tmp_path) as w:
+        digest = w.add(DATA)
+        w.door.dies_after, w.door.plan_after = 3, "error"
+        w.door.error = {"status": 429, "code": "TOOMANYREQUESTS", "message": "slow down"}
+        w.origin.limited = True
+        read = asyncio.create_task(w.get(f"/v2/app/blobs/{digest}"))
+        await asyncio.sleep(0.3)
+        if not has_peer:
+            await w.door.stop()
+        await asyncio.sleep(0.3)
+        assert not read.done()
+        w.door.plan, w.origin.limited = "ready", False
+        status, _, body = await read
+        assert (status, body) == (200, DATA)
+        assert len(w.door.asked) < 20
+
+
 async def test_a_hole_that_the_origin_fills_is_no_wrong_byte(tmp_path: Path) -> None:
     """What is read from the origin on the way is not in the store, whose peer is gone."""
     async with world(tmp_path) as w:

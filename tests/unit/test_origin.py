@@ -46,11 +46,12 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def client_of(api: str, **more: Any) -> AsyncIterator[OriginClient]:
+async def client_of(api: str, backoff_s: float = 0.001, **more: Any) -> AsyncIterator[OriginClient]:
     lab = {"api": api, "networks": ["127.0.0.0/8"], **more}
     config = parse(str({"upstreams": {"lab": lab}}))
     upstream = config.upstreams["lab"]
-    client = OriginClient("lab", upstream, cluster="test", rng=random.Random(1), backoff_s=0.001)
+    rng = random.Random(1)
+    client = OriginClient("lab", upstream, cluster="test", rng=rng, backoff_s=backoff_s)
     try:
         yield client
     finally:
@@ -136,6 +137,27 @@ async def test_a_cut_stream_is_resumed_without_a_gap_or_a_repetition() -> None:
     assert len(asked) == 4
 
 
+async def test_what_came_before_the_break_is_kept() -> None:
+    """aiohttp reports a broken body before what it has of it, which was fetched again each time."""
+    asked: list[str] = []
+
+    async def origin(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers["Range"])
+        whole = ranged(request)
+        answer = web.StreamResponse(status=206, headers=whole.headers)
+        assert isinstance(whole.body, bytes)
+        answer.content_length = len(whole.body)
+        await answer.prepare(request)
+        await answer.write(whole.body[:90_000])
+        assert request.transport is not None
+        request.transport.close()
+        return answer
+
+    async with serving(origin) as api, client_of(api) as client:
+        assert await read(client, 0, None) == DATA
+    assert asked == [f"bytes={start}-" for start in (0, 90_000, 180_000, 270_000)]
+
+
 def stalling(asked: list[str], n_stalls: int) -> Handler:
     """An origin whose first answers stop after 90 000 bytes, and leave the connection open."""
 
@@ -166,6 +188,32 @@ async def test_a_body_that_falls_silent_goes_on_from_the_very_byte(
     assert asked == ["bytes=0-", "bytes=90000-"]
 
 
+async def test_answers_that_bring_nothing_are_not_asked_for_in_one_breath() -> None:
+    """An origin that was ill for a moment had used up all tries of all peers within it."""
+    loop = asyncio.get_running_loop()
+    ill_until = 0.0
+
+    async def origin(request: web.Request) -> web.StreamResponse:
+        nonlocal ill_until
+        whole = ranged(request)
+        if request.headers["Range"] == "bytes=0-":
+            ill_until = loop.time() + 0.2
+        elif loop.time() >= ill_until:
+            return whole
+        answer = web.StreamResponse(status=206, headers=whole.headers)
+        assert isinstance(whole.body, bytes)
+        answer.content_length = len(whole.body)
+        await answer.prepare(request)
+        await answer.write(whole.body[: max(0, len(whole.body) - len(DATA) + 90_000)])
+        await asyncio.sleep(0.02)
+        assert request.transport is not None
+        request.transport.close()
+        return answer
+
+    async with serving(origin) as api, client_of(api, 0.1) as client:
+        assert await read(client, 0, None) == DATA
+
+
 async def test_a_body_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """After few tries, or when its time is over: whoever reads it is not left hanging."""
     monkeypatch.setattr(origin_module, "STALLS_S", (0.05, 0.05, 0.1))
@@ -180,6 +228,25 @@ async def test_a_body_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPa
             with pytest.raises(OriginTimeout):
                 await asyncio.wait_for(drain(stream), 10)
         assert len(asked) == 2
+
+
+async def test_a_question_that_is_never_answered_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A router forgot the connection: whoever waited for half a minute lost a crowd as much."""
+    monkeypatch.setattr(origin_module, "ANSWERS_S", (0.1, 0.2, 5.0))
+    n_asked = 0
+
+    async def origin(request: web.Request) -> web.StreamResponse:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked < 3:
+            await asyncio.sleep(30)
+        return ranged(request)
+
+    async with serving(origin) as api, client_of(api) as client:
+        assert await asyncio.wait_for(read(client, 0, 10), 10) == DATA[:10]
+    assert n_asked == 3
 
 
 async def drain(stream: origin_module.BlobStream) -> None:

@@ -16,6 +16,7 @@ from unit.piece_fakes import BLOB, SECRET, FakeSource, serving, until
 
 from passel.errors import LengthMismatch, NoSpace, PeerBusy, PeerUnavailable, TransientError
 from passel.transport.auth import ClusterAuth
+from passel.transport.give_way import GiveWay
 from passel.transport.piece_client import PieceClient, PieceNotHeld
 from passel.transport.piece_server import PieceServer
 from passel.transport.wire import PeerSilent
@@ -94,10 +95,11 @@ async def fetch(
     sink: Callable[[int, memoryview], None] | None = None,
     wait_s: float = 0.0,
     timeout_s: float = 5.0,
+    turn: int = 0,
 ) -> bytes:
     sink = sink if sink is not None else Sink()
     return await client.fetch(
-        address, BLOB, piece, length, sink, turn=0, wait_s=wait_s, timeout_s=timeout_s
+        address, BLOB, piece, length, sink, turn=turn, wait_s=wait_s, timeout_s=timeout_s
     )
 
 
@@ -119,6 +121,41 @@ async def test_piece_larger_than_the_buffer(tmp_path: Path) -> None:
         assert await fetch(client, at.address, 0, 3 * 2**20 + 1, sink) == source.digest(0)
         assert sink.got == source.content
     source.close()
+
+
+async def test_bulk_gives_way_while_a_clients_piece_arrives(source: FakeSource) -> None:
+    """The body that a client waits for hangs in its middle: the link is its alone, for a while."""
+    came, rest = asyncio.Event(), asyncio.Event()
+
+    async def in_two_halves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {PIECE}\r\n\r\n"
+        writer.write(head.encode() + source.piece(0)[:100])
+        came.set()
+        await rest.wait()
+        writer.write(source.piece(0)[100:])
+
+    async with serving(source) as at, scripted(in_two_halves) as address, fetching() as client:
+        client._give_way = GiveWay(pause_s=60.0)
+        urgent = asyncio.create_task(fetch(client, address))
+        await came.wait()
+        await until(lambda: client._give_way.n_clients == 1)
+        sink = Sink()
+        bulk = asyncio.create_task(fetch(client, at.address, 1, sink=sink, turn=5))
+        await until(lambda: bool(sink.got))
+        other_client = await fetch(client, at.address, 2)
+        assert other_client == source.digest(2)
+        assert not bulk.done()
+        rest.set()
+        assert await urgent == source.digest(0)
+        assert await bulk == source.digest(1)
+
+
+async def test_bulk_does_not_give_way_for_good(source: FakeSource) -> None:
+    way = GiveWay(pause_s=0.02)
+    with way.first():
+        await asyncio.to_thread(way.wait, lambda: None)
+        with way.first():  # another client, before the first is done: no new pause
+            await asyncio.to_thread(way.wait, lambda: None)
 
 
 async def test_connection_is_used_again(source: FakeSource) -> None:

@@ -244,13 +244,18 @@ class PeerConfig(Section):
     listen: Address = "0.0.0.0:0"
     """The piece server. Port 0 lets the kernel choose, the other peers learn it by themselves;
     name one if a firewall stands between the nodes."""
-    upload_slots: Count = 5
+    upload_slots: Count = 6
     """Pieces that one node sends at the same time, one of them to a client that waits; the other
     requests stand in line. More slots make every piece late, and all that depends on it."""
     download_slots: Count = 16
     """Pieces that one node fetches at the same time."""
     per_parent: Count = 4
     """Pieces that one node fetches from the same parent at the same time."""
+    whole_blobs: Switch = True
+    """Whether the rest of a blob is fetched in the background as soon as a part of it is read. Off,
+    only the pieces are fetched that reads of up to 8 MiB touch (nydusd's are 2 MiB at most): less
+    leaves the registry, and what is touched later is cold then. Longer reads fetch the whole
+    blob."""
     tls: Switch = False
     """Whether pieces travel through TLS, with certificates that the cluster makes for itself.
     Costs processor time on both sides; leave it out where the network between the nodes is

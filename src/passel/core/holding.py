@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from passel.core import bitfield
-from passel.core.messages import Edge, Role, Wants
+from passel.core.messages import Edge, PeerLimits, Role, Wants
 from passel.core.pieces import Geometry
 from passel.ids import BlobRef, PeerId
 
@@ -128,22 +128,24 @@ class Holding:
             if any(digest):
                 self.digests[piece] = digest
 
-    def wants(self, small_bytes: int, stalled_before: float) -> Wants | None:
+    def wants(self, limits: PeerLimits, now: float) -> Wants | None:
         """What this peer wants of the blob now; None for nothing.
 
         A small read is urgent as a whole. Of a large one only the piece that its client waits for
-        is, at its beginning and when it has not moved on since `stalled_before`: a crowd that
-        pulls whole blobs in the same order would hang on the seed's uplink, in any order its
-        members feed each other.
+        is, at its beginning and when it has not moved on for `stall_s`: a crowd that pulls whole
+        blobs in the same order would hang on the seed's uplink, in any order its members feed each
+        other.
         """
+        wants_rest = limits.whole_blobs
         ranges: dict[tuple[int, int], None] = {}
         missing = False
         for read in self.reads.values():
             stop = read.stop
             if self.geometry is not None:
                 stop = self.geometry.size if stop is None else min(stop, self.geometry.size)
-            if stop is None or stop - read.start > small_bytes:
-                if read.ready and read.moved_at > stalled_before:
+            if stop is None or stop - read.start > limits.small_read_bytes:
+                wants_rest = True
+                if read.ready and read.moved_at > now - limits.stall_s:
                     continue
                 stop = read.upto + 1
             if self.geometry is None:
@@ -153,7 +155,7 @@ class Holding:
             for piece in self.geometry.pieces_of(read.upto, stop):
                 if not self.have >> piece & 1:
                     ranges[self.geometry.span(piece)] = None
-        wants_rest = self.rest and not self.complete and not self.is_whole
+        wants_rest = wants_rest and self.rest and not self.complete and not self.is_whole
         if not ranges and not wants_rest and not missing:
             return None
         sponsor = any(read.sponsor for read in self.reads.values())

@@ -700,6 +700,8 @@ class PeerLimits:
     spans_per_lease: int = 3
     #: Reads up to this length are urgent as a whole; nydusd's are 2 MiB at the most.
     small_read_bytes: int = 8 * 1024 * 1024
+    #: Whether small reads bring the rest of their blob in the background; longer ones do.
+    whole_blobs: bool = True
     #: A pull that got nothing in order for so long has its next piece treated as urgent.
     stall_s: float = 8.0
     retry_s: float = 0.05
@@ -716,6 +718,8 @@ class ShardLimits:
     epoch_per_flight: float = 0.05
     epoch_per_peer_s: float = 5e-5
     lease_ttl_s: float = 10.0
+    #: How long a peer does not go to an origin that failed it just now. It has tried thrice itself.
+    fetch_again_s: float = 2.0
     #: How long a dead peer's pieces are expected back with its disk: by clients that wait, and by
     #: everybody else.
     revive_s: float = 3.0

@@ -83,6 +83,9 @@ class Pace:
             return INFINITE
         return max(PATIENCE_S_MIN, USUAL_GAPS * self._gap_s)
 
+    def is_slow(self, peer: PeerId) -> bool:
+        return peer in self.slow_parents or peer in self.slow_children
+
     def moved(self, child: PeerId, parent: PeerId, now: float) -> None:
         """A piece came to a child from a parent."""
         self._n_moved += 1

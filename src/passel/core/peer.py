@@ -299,7 +299,7 @@ class PeerMachine:
 
     def _say_wants(self, holding: Holding) -> None:
         """Tell the shard what is wanted, if that is news to it."""
-        wants = holding.wants(self.limits.small_read_bytes, self._now - self.limits.stall_s)
+        wants = holding.wants(self.limits, self._now)
         told = holding.told
         if wants is None:
             if told is not None:
@@ -342,7 +342,8 @@ class PeerMachine:
                 self._planned(holding, message)
             case Digests(_, pieces):
                 for piece, digest in pieces:
-                    holding.digests.setdefault(piece, digest)
+                    if not holding.have >> piece & 1:
+                        holding.digests[piece] = digest
                     waiting = holding.unconfirmed.pop(piece, None)
                     if waiting is not None:
                         self._judge(holding, piece, waiting.digest, waiting.parent)

@@ -152,7 +152,8 @@ def _wants(swarm: Swarm, members: Sequence[PeerId], peers: Mapping[PeerId, PeerI
     """
     rows = [swarm.rows[peer] for peer in members]
     wants = [
-        swarm.wanted(row) & ~row.coming_bits if row.rest and row.ref is not None else 0
+        # What comes to it and is not in `coming` does not come there for the others.
+        swarm.wanted(row) & ~(row.coming_bits & ~_coming(row)) if row.rest and row.ref else 0
         for row in rows
     ]
     if not any(row.is_slow_child for row in rows):

@@ -16,6 +16,7 @@ A peer says things at least once and in any order; every handler is idempotent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -59,9 +60,11 @@ from passel.core.messages import (
     Unwants,
     Wants,
 )
+from passel.core.pace import Pace
 from passel.core.planning import plan_bulk
 from passel.core.silence import Silence
 from passel.core.swarm import EXPIRED_MAX, Coming, LeaseState, Row, Swarm, Traffic
+from passel.core.trust import is_distrusted
 from passel.core.urgent import urgent_edge
 from passel.core.versions import COPIES_SINCE
 from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
@@ -72,6 +75,8 @@ TOKENS_PER_INCARNATION = 1 << 32
 
 #: However many peers there are, and however slow.
 EPOCH_S_MAX = 0.5
+#: For blobs that nobody looks at: nobody would notice there that a peer is slow no more.
+NO_PACE = Pace()
 #: How long a child is not sent to a parent that it could not reach, seconds.
 BAN_S = 10.0
 
@@ -165,6 +170,7 @@ class ShardMachine:
             self._serve(swarm, now)
             self._bulk(swarm, now)
             if not swarm.is_wanted and swarm.lease is None:
+                swarm.heed_pace(NO_PACE, can_fetch=False)
                 del self._active[blob]
         self._epoch_at = now + self._epoch_s(n_hungry) if self._active else None
         self._trim()
@@ -278,16 +284,17 @@ class ShardMachine:
         row = swarm.row(peer)
         n_pieces = swarm.geometry.n_pieces
         fresh: list[tuple[int, bytes]] = []
+        is_holder = swarm.lease is not None and swarm.lease.token == item.token
         for piece, digest in item.pieces:
             if piece >= n_pieces or row.have >> piece & 1:
                 continue
-            is_new = not swarm.known >> piece & 1
-            if not swarm.learn(piece, digest):
+            known = swarm.digest(piece)
+            if not swarm.learn(piece, digest, is_authority=is_holder):
                 continue
-            if is_new:
+            if known != digest:
                 fresh.append((piece, digest))
             swarm.gain(peer, piece, now)
-        if swarm.lease is not None and swarm.lease.holder == peer:
+        if swarm.lease is not None and is_holder:
             swarm.lease.progress_at = now
             if swarm.lease.todo == 0:
                 swarm.lease = None
@@ -318,8 +325,8 @@ class ShardMachine:
             row = swarm.rows.get(peer) if swarm else None
             if swarm is not None and row is not None:
                 swarm.lose(peer, row.have)
-                row.is_aside = False
-                swarm.recount()
+                swarm.acquit(peer)
+                swarm.take_back(peer)
                 dirty[blob] = None
 
     def _wants(self, peer: PeerId, item: Wants, now: float, dirty: dict[BlobId, None]) -> None:
@@ -358,7 +365,9 @@ class ShardMachine:
             swarm.give_up(peer, item.piece)
         match item.trouble:
             case Trouble.CORRUPT:
-                self._accuse(swarm, peer, item.parent)
+                row.banned[item.parent] = math.inf
+                if item.parent in swarm.rows:
+                    swarm.accused[item.parent] = None
             case Trouble.DEAD:
                 row.banned.setdefault(item.parent, now + BAN_S)
             case Trouble.STALLED:
@@ -381,16 +390,21 @@ class ShardMachine:
             # Two who hear nothing of it are enough: its copies stand in the way of a lease.
             self._forget_silent(item.parent, now, dirty)
 
-    def _accuse(self, swarm: Swarm, child: PeerId, parent: PeerId) -> None:
-        info = self.peers.get(parent)
-        zone = self.peers[child].zone
-        is_near = info is not None and info.zone == zone
-        # A piece comes into a zone once: while the parent's counts, it is not let in again.
-        near = {p for p, other in self.peers.items() if other.zone == zone or not is_near}
-        if not swarm.accuse(child, parent, near):
-            return
-        if swarm.lease is not None and swarm.lease.holder == parent:
-            self._revoke(swarm)
+    def _judge(self, swarm: Swarm) -> None:
+        """Put aside those whose bytes are of use to nobody, take back those who are of use again.
+
+        One after the other: two who have the same pieces must not both go because of each other.
+        """
+        for peer in swarm.accused:
+            if swarm.rows[peer].is_aside == is_distrusted(swarm, self.peers, peer):
+                continue
+            if swarm.rows[peer].is_aside:
+                swarm.take_back(peer)
+            else:
+                swarm.put_aside(peer)
+            lease = swarm.lease
+            if lease is not None and (lease.holder == peer or lease.todo == 0):
+                self._revoke(swarm)
 
     def _corrupt(self, blob: BlobId, now: float, dirty: dict[BlobId, None]) -> None:
         """All partial copies share the wrong piece; complete ones were checked and stay."""
@@ -467,7 +481,7 @@ class ShardMachine:
 
             self._refuse(swarm, refusal, same_question)
             return
-        swarm.failing[lease.holder] = now + self.limits.lease_ttl_s
+        swarm.failing[lease.holder] = now + self.limits.fetch_again_s
         swarm.failures += 1
         if swarm.failures >= 3 or self._fetcher(swarm, now) is None:
             swarm.failures = 0
@@ -487,14 +501,19 @@ class ShardMachine:
     def _fetcher(self, swarm: Swarm, now: float) -> PeerId | None:
         """Who goes to the origin: the blob's seed, else one of those who want it.
 
-        Whoever drains only if nobody else can: its own clients still want their bytes.
+        Whoever is slow, or drains, only if nobody else can: its own clients still want their bytes.
         """
-        able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now and not swarm.is_aside(p)]
-        pace = self.traffic.pace
-        able = [p for p in able if p not in pace.slow_parents and p not in pace.slow_children]
-        staying = [p for p in able if p not in self.copies.draining]
+        able = [p for p in self.peers if swarm.failing.get(p, 0.0) <= now]
+        fast = [p for p in able if not self.traffic.pace.is_slow(p)]
+        return self._fetcher_of(swarm, fast) or self._fetcher_of(swarm, able)
+
+    def _fetcher_of(self, swarm: Swarm, able: list[PeerId]) -> PeerId | None:
+        trusted = [p for p in able if not swarm.is_aside(p)]
+        staying = [p for p in trusted if p not in self.copies.draining]
         seeds = [p for p in staying if self.peers[p].role is Role.SEED]
         hungry = [p for p in able if p in swarm.rows and swarm.row_is_hungry(swarm.rows[p])]
+        # From whom nobody takes anything fetches for nobody but itself.
+        hungry = [p for p in hungry if not swarm.is_aside(p)] or hungry
         others = [p for p in hungry if p not in self.copies.draining]
         owner = rendezvous.owner(str(swarm.key.digest), seeds or others or hungry)
         return None if owner is None else PeerId(owner)
@@ -508,6 +527,12 @@ class ShardMachine:
         limits = self.limits
         needed = swarm.needed(now - limits.revive_s, now - limits.grace_s)
         lease = swarm.lease
+        if lease is not None and swarm.is_aside(lease.holder):
+            if self._fetcher(swarm, now) != lease.holder:
+                self._revoke(swarm)  # others wait as well now, and would not take it from there
+                lease = None
+            elif needed is not None:
+                needed &= ~swarm.rows[lease.holder].have
         if lease is not None:
             if needed is not None and (lease.todo is None or needed & ~lease.todo):
                 lease.todo = needed | (lease.todo or 0)
@@ -516,22 +541,19 @@ class ShardMachine:
         if needed == 0 or not swarm.is_wanted:
             return
         holder = self._fetcher(swarm, now)
-        asker = self._asker(swarm)
+        asker = swarm.asker()
         if holder is None or asker is None:
             return
         ref = swarm.rows[asker].ref
         assert ref is not None
+        has = swarm.row(holder).have
+        if needed is not None and not (needed := needed & ~has):
+            return
         self._next_token += 1
         self.n_leases += 1
         sponsor = asker if swarm.rows[asker].sponsor else None
-        swarm.row(holder)
         swarm.lease = LeaseState(self._next_token, holder, ref, sponsor, needed, now)
         self._say_lease(swarm, swarm.lease)
-
-    def _asker(self, swarm: Swarm) -> PeerId | None:
-        """Whose question is put to the origin: anonymous ones first, they need nobody's secret."""
-        hungry = [(p, r) for p, r in swarm.rows.items() if swarm.row_is_hungry(r)]
-        return min(hungry, key=lambda item: item[1].sponsor, default=(None, None))[0]
 
     def _say_lease(self, swarm: Swarm, lease: LeaseState) -> None:
         sponsor = self.peers.get(lease.sponsor) if lease.sponsor else None
@@ -550,6 +572,7 @@ class ShardMachine:
 
     def _serve(self, swarm: Swarm, now: float) -> None:
         """What cannot wait for the epoch: leases, and parents for pieces that clients wait for."""
+        self._judge(swarm)
         self._lease(swarm, now)
         if swarm.geometry is None:
             return
@@ -612,7 +635,7 @@ class ShardMachine:
     def _expire(self, swarm: Swarm, now: float) -> None:
         swarm.forgive(now)
         for peer, row in swarm.rows.items():
-            late = [p for p, coming in row.coming.items() if coming.until <= now]
+            late = [p for p, coming in row.coming.items() if coming.is_late(now, row)]
             if late:
                 row.n_expired = min(row.n_expired + 1, EXPIRED_MAX)
             for piece in late:
@@ -631,18 +654,12 @@ class ShardMachine:
         piece_size = max((s.geometry.piece_size for s in swarms if s.geometry), default=0)
         pace.judge((pair for swarm in swarms for pair in swarm.ready_pairs()), piece_size, now)
         for swarm in swarms:
-            for peer, row in swarm.rows.items():
-                if row.is_slow_child != (peer in pace.slow_children):
-                    swarm.set_slow_child(peer, peer in pace.slow_children)
-                is_slow = peer in pace.slow_parents and swarm.geometry is not None
-                if row.is_slow_parent == is_slow:
-                    continue
-                if is_slow and swarm.is_the_only_holder(peer) and self._fetcher(swarm, now) is None:
-                    continue  # better slow than not at all
-                swarm.set_slow_parent(peer, is_slow)
-                if is_slow and swarm.lease is not None and swarm.lease.holder == peer:
-                    swarm.failing[peer] = now + self.limits.lease_ttl_s
-                    self._revoke(swarm)
+            fetcher = self._fetcher(swarm, now)
+            # Where nobody faster can fetch: better slow than not at all.
+            can_fetch = fetcher is not None and not pace.is_slow(fetcher)
+            swarm.heed_pace(pace, can_fetch)
+            if can_fetch and swarm.lease is not None and swarm.lease.holder in pace.slow_parents:
+                self._revoke(swarm)
 
     def _is_alive(self, peer: PeerId, incarnation: int) -> bool:
         known = self.peers.get(peer)
@@ -700,7 +717,7 @@ class ShardMachine:
                 swarm.settle(peer, piece)
             row.have = geometry.all_pieces
             row.urgent = row.undigested = 0
-        swarm.recount()
+            swarm.held |= row.offers
         if swarm.lease is not None and swarm.held == geometry.all_pieces:
             self._revoke(swarm)
 

@@ -7,7 +7,6 @@ redundant fields (`held`, the counters in `Traffic`) are re-derived by `check_in
 from __future__ import annotations
 
 import math
-from collections.abc import Set
 from dataclasses import dataclass, field
 
 from passel.core import bitfield
@@ -23,6 +22,8 @@ DEPTH_MAX = 64
 #: Doublings of the time after which a piece is given up as late; what comes sooner than `IN_TIME_S`
 #: ends them.
 EXPIRED_MAX = 4
+#: How many times its time a piece for a slow child gets in addition.
+SLOW_TIMES = 3
 IN_TIME_S = 3.0
 
 
@@ -39,6 +40,11 @@ class Coming:
     def urgent(self) -> bool:
         """A client waits for the piece."""
         return self.turn == 0
+
+    def is_late(self, now: float, row: Row) -> bool:
+        """Whether the piece is to be planned anew; for a slow child it would begin anew."""
+        more_s = SLOW_TIMES * (self.until - self.since) if row.is_slow_child else 0.0
+        return self.until + more_s <= now
 
 
 @dataclass(slots=True)
@@ -195,6 +201,8 @@ class Swarm:
     #: every report of every member asks for them.
     unserved: dict[PeerId, None] = field(default_factory=dict)
     lease: LeaseState | None = None
+    #: Peers from whom somebody got wrong bytes. What follows from that is in `trust`.
+    accused: dict[PeerId, None] = field(default_factory=dict)
     #: Pieces of peers that died a moment ago, and when: their disks may be back soon.
     ghosts: dict[PeerId, tuple[int, float]] = field(default_factory=dict)
     #: The lease-holder that died, and when: it may come back with more than it had announced.
@@ -243,13 +251,28 @@ class Swarm:
             return None
         return bytes(self.digests[piece * DIGEST_BYTES : (piece + 1) * DIGEST_BYTES])
 
-    def learn(self, piece: int, digest: bytes) -> bool:
-        """Note a piece's digest; False when another one is known already."""
-        known = self.digest(piece)
+    def learn(self, piece: int, digest: bytes, is_authority: bool = False) -> bool:
+        """Note a piece's digest; False when another one is known already.
+
+        A peer that says what it holds may say wrong digests as well. Those of whoever fetches from
+        the origin (`is_authority`) overrule them, and so do all others when nobody has the piece
+        of which that was said.
+        """
+        known, bit = self.digest(piece), 1 << piece
+        if known == digest:
+            return True
+        if known is not None and self.held & bit:
+            if not is_authority:
+                return False
+            for peer, row in self.rows.items():
+                if row.have & bit:
+                    self.lose(peer, bit)
         if known is not None:
-            return known == digest
+            # Whoever was sent for the piece compares with the old one otherwise.
+            for row in self.rows.values():
+                row.undigested |= bit & row.coming_bits
         self.digests[piece * DIGEST_BYTES : (piece + 1) * DIGEST_BYTES] = digest
-        self.known |= 1 << piece
+        self.known |= bit
         return True
 
     def gain(self, peer: PeerId, piece: int, now: float) -> None:
@@ -311,6 +334,10 @@ class Swarm:
         row = self.rows.get(peer)
         if row is not None:
             row.have &= ~pieces
+        self._break_off(peer, pieces)
+
+    def _break_off(self, peer: PeerId, pieces: int) -> None:
+        """Nobody gets these from the peer, nor from those who were to get them from it."""
         failed = [(peer, pieces)]
         while failed:
             parent, lost = failed.pop()
@@ -334,11 +361,12 @@ class Swarm:
         if for_good:
             self.ghosts.pop(peer, None)
         if row is not None:
-            if row.have and not for_good:
+            if row.offers and not for_good:
                 self.ghosts[peer] = (row.have, now)
             for piece in list(row.coming):
                 self.settle(peer, piece)
             del self.rows[peer]
+        self.accused.pop(peer, None)
         for other in self.rows.values():
             other.banned.pop(peer, None)
             other.stalled.discard(peer)
@@ -353,33 +381,29 @@ class Swarm:
             self.recount()
         return row is not None or had_lease
 
-    def accuse(self, child: PeerId, parent: PeerId, neighbours: Set[PeerId]) -> bool:
-        """The child got wrong bytes from the parent; True if nobody is sent to the parent any more.
-
-        One word is not enough for that, it may be the child that spoils what it gets. It is enough
-        when the child needs a piece that nobody else among its `neighbours` has: it would starve.
-        """
-        row, accused = self.rows[child], self.rows.get(parent)
-        row.banned[parent] = math.inf
-        if accused is None or accused.is_aside or self.geometry is None:
-            return False
-        n_accusers = sum(other.banned.get(parent) == math.inf for other in self.rows.values())
-        elsewhere = 0
-        for peer in neighbours & self.rows.keys():
-            if peer not in (child, parent) and peer not in row.banned:
-                elsewhere |= self.rows[peer].offers
-        if n_accusers < 2 and not self.wanted(row) & accused.have & ~elsewhere:
-            return False
-        accused.is_aside = True
-        self._send_nobody_to(parent)
-        return True
-
-    def _send_nobody_to(self, parent: PeerId) -> None:
-        row = self.rows[parent]
-        have = row.have
-        self.lose(parent, -1)
-        row.have = have
+    def put_aside(self, peer: PeerId) -> None:
+        """Nobody is sent to this peer: what it alone has counts as not held."""
+        self.rows[peer].is_aside = True
+        self._break_off(peer, -1)
         self.recount()
+
+    def take_back(self, peer: PeerId) -> None:
+        """What it has counts again."""
+        self.rows[peer].is_aside = False
+        self._count_again()
+
+    def _count_again(self) -> None:
+        self.recount()
+        if self.lease is not None and self.lease.todo is not None:
+            self.lease.todo &= ~self.held
+            self.lease.demanded &= ~self.held
+
+    def acquit(self, peer: PeerId) -> None:
+        """The bytes of which it sent wrong ones are gone."""
+        self.accused.pop(peer, None)
+        for row in self.rows.values():
+            if row.banned.get(peer) == math.inf:
+                del row.banned[peer]
 
     def ready_pairs(self) -> set[tuple[PeerId, PeerId]]:
         """(child, parent) between whom a piece could move now: the parent has it."""
@@ -391,8 +415,10 @@ class Swarm:
             if have.get(coming.parent, 0) >> piece & 1
         }
 
-    def is_the_only_holder(self, peer: PeerId) -> bool:
+    def _is_the_only_holder(self, peer: PeerId) -> bool:
         """It has something that somebody wants and nobody else offers."""
+        if self.geometry is None:
+            return False
         others = wanted = 0
         for other, row in self.rows.items():
             if other != peer:
@@ -400,23 +426,26 @@ class Swarm:
                 wanted |= self.wanted(row) if row.wants_anything else 0
         return bool(self.rows[peer].have & wanted & ~others)
 
-    def set_slow_parent(self, peer: PeerId, is_slow: bool) -> None:
-        """Others are not sent to it while it is slow, and what it has does not count."""
-        self.rows[peer].is_slow_parent = is_slow
-        if is_slow:
-            self._send_nobody_to(peer)
-            return
-        self.recount()
-        if self.lease is not None and self.lease.todo is not None:
-            self.lease.todo &= ~self.held
-            self.lease.demanded &= ~self.held
+    def heed_pace(self, pace: Pace, can_fetch: bool) -> None:
+        """Nobody is sent to slow parents, and nobody waits for what slow children get.
 
-    def set_slow_child(self, peer: PeerId, is_slow: bool) -> None:
-        """Nobody waits for what it is getting while it is slow."""
-        row = self.rows[peer]
-        row.is_slow_child = is_slow
-        if is_slow:
-            self.lose(peer, row.coming_bits)
+        What a slow parent has counts as not held; but not if that would have to be fetched anew
+        and nobody who is faster can (`can_fetch`).
+        """
+        for peer, row in self.rows.items():
+            if row.is_slow_child != (peer in pace.slow_children):
+                row.is_slow_child = not row.is_slow_child
+                if row.is_slow_child:
+                    self._break_off(peer, row.coming_bits)
+            if row.is_slow_parent == (peer in pace.slow_parents):
+                continue
+            if row.is_slow_parent:
+                row.is_slow_parent = False
+                self._count_again()
+            elif can_fetch or not self._is_the_only_holder(peer):
+                row.is_slow_parent = True
+                self._break_off(peer, -1)
+                self.recount()
 
     def is_aside(self, peer: PeerId) -> bool:
         row = self.rows.get(peer)
@@ -469,6 +498,11 @@ class Swarm:
                 del self.unserved[peer]
         return found
 
+    def asker(self) -> PeerId | None:
+        """Whose question is put to the origin: anonymous ones first, they need nobody's secret."""
+        hungry = [(p, r) for p, r in self.rows.items() if self.row_is_hungry(r)]
+        return min(hungry, key=lambda item: item[1].sponsor, default=(None, None))[0]
+
     def recount(self) -> None:
         self.held = 0
         for row in self.rows.values():
@@ -494,7 +528,7 @@ class Swarm:
             if row.wants_anything:
                 urgent |= row.urgent
                 if row.rest and self.lost_holder is None:
-                    rest = self.geometry.all_pieces
+                    rest |= self.geometry.all_pieces if row.can_serve else self.wanted(row)
         urgent &= ~self.expected_back(revived_since)
         rest &= ~self.expected_back(graced_since)
         return (urgent | rest) & ~self.held
@@ -538,6 +572,7 @@ class Swarm:
             if row.urgent & ~row.coming_bits & ~row.have:
                 assert peer in self.unserved, (peer, "waits, and is not looked at")
         assert held == self.held, "held"
+        assert self.accused.keys() <= self.rows.keys(), "who is accused is known here"
         if self.geometry is None:
             assert not held, "pieces of a blob without a size"
             assert not self.known, "digests of a blob without a size"

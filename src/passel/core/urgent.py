@@ -56,6 +56,8 @@ def urgent_edge(
     lease = swarm.lease
     if lease is None or lease.holder == child or lease.holder in row.banned:
         return None
+    if swarm.is_aside(lease.holder):
+        return None
     return Edge(piece, lease.holder, swarm.digest(piece), wait=True, authority=True)
 
 

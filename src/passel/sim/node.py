@@ -106,6 +106,8 @@ class Node:
     done: dict[Digest, tuple[int, bytes]] = field(default_factory=dict)
     alive: bool = True
     lies: bool = False
+    #: Spoils what it gets from peers.
+    spoils: bool = False
     full: bool = False
     lines: list[Line] = field(default_factory=list)
     fetches: dict[int, PieceFetch | SpanFetch] = field(default_factory=dict)
@@ -372,7 +374,7 @@ class Node:
         self.n_sending += 1
         self.n_sending_max = max(self.n_sending_max, self.n_sending)
         fetch.has_slot = True
-        fetch.digest = LIE if self.lies else digest
+        fetch.digest = LIE if self.lies or child.spoils else digest
         fetch.sent_at = self.world.clock.now
         fetch.transfer = self.world.network.begin(
             self.world.route(self, child),

@@ -83,7 +83,7 @@ class Setup:
     speeds: tuple[float, ...] = ()
     peer_limits: m.PeerLimits = field(default_factory=m.PeerLimits)
     shard_limits: m.ShardLimits = field(default_factory=m.ShardLimits)
-    upload_slots: int = 5
+    upload_slots: int = 6
 
 
 class World:

@@ -40,6 +40,9 @@ CONNECT_S: Final = 5.0
 READ_S: Final = 30.0
 OPEN_S: Final = 30.0
 TRIES_MAX: Final = 3
+#: How long each of these tries waits for the head of an answer. A connection that a router forgot
+#: costs the first of them, and not `OPEN_S`; an origin that is slow to begin gets longer each time.
+ANSWERS_S: Final = (5.0, 10.0, OPEN_S)
 REDIRECTS_MAX: Final = 5
 HEADER_BYTES_MAX: Final = 65536
 ERROR_BODY_MAX: Final = 65536
@@ -103,6 +106,10 @@ class OriginAnswer:
         except asyncio.TimeoutError as error:
             raise OriginTimeout("the origin stopped in the middle of an answer") from error
         except aiohttp.ClientError as error:
+            # The break overtakes what came before it and was not read yet.
+            content.set_exception(None)  # type: ignore[arg-type]
+            if rest := content.read_nowait():
+                yield rest
             raise OriginUnavailable("the origin broke off in the middle of an answer") from error
         finally:
             watch.close()
@@ -256,22 +263,27 @@ class OriginClient:
         while True:
             attempt += 1
             left_s = ends_at - time.monotonic()
+            patience_s = max(min(left_s, ANSWERS_S[attempt - 1]), 0.001)
             try:
                 return await asyncio.wait_for(
-                    self._try(method, path, headers, authorization), max(left_s, 0.001)
+                    self._try(method, path, headers, authorization), patience_s
                 )
             except asyncio.TimeoutError as error:
-                raise OriginTimeout(
-                    f"upstream {self._key} did not answer within {deadline_s:g} s"
-                ) from error
+                if attempt >= TRIES_MAX or left_s <= patience_s:
+                    raise OriginTimeout(
+                        f"upstream {self._key} did not answer within {deadline_s:g} s"
+                    ) from error
             except _Again as again:
                 pause_s = again.after_s
                 if pause_s is None:
-                    jitter = 0.5 + self._rng.random()
-                    pause_s = self._backoff_s * 2 ** (attempt - 1) * jitter
+                    pause_s = self.backoff_s(attempt - 1)
                 if attempt >= TRIES_MAX or time.monotonic() + pause_s >= ends_at:
                     raise again.error from again.__cause__
                 await asyncio.sleep(pause_s)
+
+    def backoff_s(self, n_before: int) -> float:
+        """How long to wait before asking again, after so many waits in a row."""
+        return self._backoff_s * float(2**n_before) * (0.5 + self._rng.random())
 
     async def _try(
         self, method: str, path: str, headers: Mapping[str, str], authorization: str | None
@@ -531,7 +543,8 @@ class BlobStream:
     async def chunks(self) -> AsyncIterator[bytes]:
         """The bytes, in order, none twice, none left out; raises if they cannot be had.
 
-        An origin that breaks off or falls silent is asked again, from the very byte on.
+        An origin that breaks off or falls silent is asked again, from the very byte on; after an
+        answer that brought nothing at all not at once.
         """
         now = asyncio.get_running_loop().time
         at = self.start
@@ -563,6 +576,8 @@ class BlobStream:
                 resumes += 1
                 if resumes > RESUMES_MAX or now() - moved_at >= self.still_s:
                     raise
+                if resumes > 1:
+                    await asyncio.sleep(self._client.backoff_s(resumes))
 
     def _cut(self, chunk: bytes, at: int) -> bytes:
         """The part of a chunk that is wanted."""

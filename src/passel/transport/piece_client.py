@@ -28,8 +28,10 @@ from passel.transport.answer import AnswerHead
 from passel.transport.auth import ClusterAuth
 from passel.transport.connections import Cancelled, IdleConnections, Job, connect
 from passel.transport.exchange import Exchange, Stale
+from passel.transport.give_way import GiveWay
 from passel.transport.wire import (
     HEAD_BYTES_MAX,
+    PAUSE_S,
     WAIT_S_MAX,
     PieceNotHeld,
     credentials_path,
@@ -102,6 +104,7 @@ class PieceClient:
         self._stall_s = stall_s
         self._buffer_bytes = buffer_bytes
         self._local = threading.local()
+        self._give_way = GiveWay(PAUSE_S)
         self._jobs: set[Job] = set()
         self._closed = False
         self.bytes_received = 0
@@ -145,6 +148,7 @@ class PieceClient:
         def work() -> bytes:
             hasher = hashlib.sha256()
             position = 0
+            arrival = contextlib.ExitStack()
 
             def take(view: memoryview) -> None:
                 nonlocal position
@@ -152,18 +156,22 @@ class PieceClient:
                 hasher.update(view)
                 sink(position, view)
                 position += len(view)
+                if turn:
+                    self._give_way.wait(job.check)
 
             def accept(head: AnswerHead) -> None:
                 if head.length != length:
                     raise LengthMismatch(
                         f"{address} announced {head.length} bytes for a piece of {length}"
                     )
+                if not turn:
+                    arrival.enter_context(self._give_way.first())
 
-            self._exchange(
-                Exchange(
-                    job, address, path, wait_s, self._read_timeout_s, self._stall_s, accept, take
-                )
+            exchange = Exchange(
+                job, address, path, wait_s, self._read_timeout_s, self._stall_s, accept, take
             )
+            with arrival:
+                self._exchange(exchange)
             self.bytes_received += position
             self.n_fetched += 1
             return hasher.digest()

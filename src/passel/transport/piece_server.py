@@ -30,6 +30,7 @@ from passel.transport.sending import Gate, send_copied, send_file
 from passel.transport.slots import UploadSlots
 from passel.transport.wire import (
     HEAD_BYTES_MAX,
+    PAUSE_S,
     PIECE_DIGEST_HEADER,
     RETRY_AFTER_MS_HEADER,
     CredentialsTarget,
@@ -43,8 +44,6 @@ log = logging.getLogger(__name__)
 # short. A child that is sent away has to ask again, and the uplink may be idle meanwhile.
 _SLOT_WAIT_S: Final = 5.0
 _LINE_MAX: Final = 128
-#: How long bulk may have to pause for clients, in a row.
-_PAUSE_S: Final = 0.5
 _STALL_S: Final = 30.0
 _HANDSHAKE_S: Final = 5.0
 _WAITS_MAX: Final = 1024
@@ -148,7 +147,7 @@ class PieceServer:
         self._auth = auth
         self._tls = tls
         self._slots = UploadSlots(slots, n_waiting_max=_LINE_MAX)
-        self._gate = Gate(_PAUSE_S)
+        self._gate = Gate(PAUSE_S)
         self._stall_s = stall_s
         self._slot_wait_s = slot_wait_s
         self._handshake_s = None if tls is None else handshake_s

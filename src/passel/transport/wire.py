@@ -23,6 +23,8 @@ RETRY_AFTER_MS_HEADER: Final = "X-Passel-Retry-After-Ms"
 
 WAIT_S_MAX: Final = 30.0
 HEAD_BYTES_MAX: Final = 8192
+#: How long bulk bodies pause in a row, on either side, for those that clients wait for.
+PAUSE_S: Final = 0.5
 
 _TARGET = re.compile(
     r"/v1/blobs/([0-9a-f]{64})/"
