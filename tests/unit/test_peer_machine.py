@@ -129,3 +129,39 @@ def test_a_wish_that_crossed_a_refusal_does_not_stay_with_the_shard() -> None:
     told = [c.item for c in out if isinstance(c, m.Tell)]
     assert told == [m.Unwants(REF.id)]
     child.do(m.ReadStarted(2, REF, 0, 10, sponsor=False))
+
+
+class Puller(Child):
+    """Its client pulls a blob of 16 pieces, and one parent has the slots that a parent has."""
+
+    def __init__(self) -> None:
+        info = m.PeerInfo(PeerId("child"), "n", "z", m.Role.PEER, "127.0.0.1:1", 1, 8, 8)
+        self.machine = PeerMachine(info, m.PeerLimits(small_read_bytes=MIN_PIECE), 1)
+        self.machine.start()
+        self.do(m.ReadStarted(1, REF, 0, None, False))
+        self.do(m.ShardSaid(m.Stat(REF, 16 * MIN_PIECE, MIN_PIECE, 0.0)))
+
+    def planned(self, turn: int, *pieces: int) -> list[tuple[int, int]]:
+        """The shard names the parent for these; (piece, turn) of what is fetched at once."""
+        edges = tuple(m.Edge(piece, PARENT, GOOD, turn=turn) for piece in pieces)
+        address = (PARENT, "127.0.0.1:2", "z", m.Role.PEER)
+        plan = m.Plan(REF.id, 1, 16 * MIN_PIECE, edges, (address,))
+        return self.fetched(self.do(m.ShardSaid(plan)))
+
+    @staticmethod
+    def fetched(out: list[m.PeerCommand]) -> list[tuple[int, int]]:
+        return [(c.piece, c.turn) for c in out if isinstance(c, m.FetchPiece)]
+
+
+def test_what_a_client_waits_for_does_not_stand_behind_bulk_from_the_same_parent() -> None:
+    child = Puller()
+    assert child.planned(7, 1, 2, 3, 4, 5, 6) == [(1, 7), (2, 7), (3, 7), (4, 7)]
+    assert child.planned(0, 9) == [(9, 0)]
+
+
+def test_bulk_that_has_not_begun_becomes_urgent_when_a_client_waits_for_it() -> None:
+    """It was on its way in the shard's eyes, and nobody would have planned it anew."""
+    child = Puller()
+    child.planned(7, 1, 2, 3, 4, 5, 6)
+    out = child.do(m.ReadStarted(2, REF, 6 * MIN_PIECE, 6 * MIN_PIECE + 10, False))
+    assert child.fetched(out) == [(6, 0)]

@@ -162,6 +162,13 @@ class Holding:
         ref = next((read.ref for read in self.reads.values() if read.sponsor), self.ref)
         return Wants(ref, tuple(ranges)[:256], wants_rest, sponsor)
 
+    @property
+    def hurried(self) -> set[int]:
+        """Pieces that clients wait for, as the shard was told."""
+        if self.told is None or self.geometry is None:
+            return set()
+        return {p for span in self.told.urgent for p in self.geometry.pieces_of(*span)}
+
     def check_invariants(self) -> None:
         for piece, queued in self.queue.items():
             assert queued.edge.piece == piece

@@ -217,7 +217,7 @@ class PeerMachine:
             running[attempt.blob_key, attempt.piece] = number
         assert per_parent == {p: n for p, n in self._per_parent.items() if n}
         assert len(self.attempts) <= self.limits.download_slots
-        assert max(per_parent.values(), default=0) <= self.limits.per_parent
+        assert max(per_parent.values(), default=0) <= 2 * self.limits.per_parent
         for blob, holding in self.blobs.items():
             holding.check_invariants()
             for piece, number in holding.running.items():
@@ -409,7 +409,7 @@ class PeerMachine:
             if holding.have >> edge.piece & 1 or edge.parent == self.info.peer:
                 continue
             if edge.digest is not None:
-                holding.digests.setdefault(edge.piece, edge.digest)
+                holding.digests[edge.piece] = edge.digest
             number = holding.running.get(edge.piece)
             if number is not None:
                 if self.attempts[number].edge.parent == edge.parent:
@@ -464,23 +464,18 @@ class PeerMachine:
         commands, self._next_attempt = self.seed.pump(self._now, self._next_attempt)
         self._out += commands
         wake = self.seed.next_timer(self._now)
-        slots = self.limits.download_slots
         for urgent in (True, False):
-            if len(self.attempts) >= slots:
-                break
             for blob, holding in self.blobs.items():
                 if not holding.queue or holding.full:
                     continue
-                wanted = [q for q in holding.queue.values() if (not q.edge.turn) is urgent]
-                for queued in wanted:
-                    if len(self.attempts) >= slots:
-                        break
+                hurried = holding.hurried
+                for queued in list(holding.queue.values()):
+                    if (queued.edge.turn == 0 or queued.edge.piece in hurried) is not urgent:
+                        continue
                     if queued.not_before > self._now:
                         wake = min(wake or queued.not_before, queued.not_before)
-                        continue
-                    parent = queued.edge.parent
-                    if self._per_parent.get(parent, 0) < self.limits.per_parent:
-                        self._fetch(blob, holding, queued)
+                    elif self._has_room(queued.edge.parent, urgent):
+                        self._fetch(blob, holding, queued, urgent)
         if any(holding.reads or holding.unconfirmed for holding in self.blobs.values()):
             soon = self._now + WAITING_EVERY_S
             if self._timer is not None and self._timer > self._now:
@@ -488,7 +483,16 @@ class PeerMachine:
             wake = min(wake, soon) if wake is not None else soon
         self._timer = wake
 
-    def _fetch(self, blob: BlobId, holding: Holding, queued: Queued) -> None:
+    def _has_room(self, parent: PeerId, urgent: bool) -> bool:
+        """What clients wait for has slots of its own: bulk holds its slots for seconds."""
+        slots, each = self.limits.download_slots, self.limits.per_parent
+        if urgent:
+            each *= 2
+        else:
+            slots -= min(each, slots // 4)
+        return len(self.attempts) < slots and self._per_parent.get(parent, 0) < each
+
+    def _fetch(self, blob: BlobId, holding: Holding, queued: Queued, urgent: bool) -> None:
         assert holding.geometry is not None
         self._ensure_file(holding)
         edge = queued.edge
@@ -510,7 +514,7 @@ class PeerMachine:
                 start,
                 stop,
                 edge.wait,
-                edge.turn,
+                0 if urgent else edge.turn,
                 parent.role.value,
                 parent.zone != self.info.zone,
             )
