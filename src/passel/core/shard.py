@@ -654,7 +654,7 @@ class ShardMachine:
         piece_size = max((s.geometry.piece_size for s in swarms if s.geometry), default=0)
         pace.judge((pair for swarm in swarms for pair in swarm.ready_pairs()), piece_size, now)
         for swarm in swarms:
-            fetcher = self._fetcher(swarm, now)
+            fetcher = self._fetcher(swarm, now) if pace.slow_parents else None
             # Where nobody faster can fetch: better slow than not at all.
             can_fetch = fetcher is not None and not pace.is_slow(fetcher)
             swarm.heed_pace(pace, can_fetch)
