@@ -127,7 +127,7 @@ class LiveFault:
 
 _FLYING = "what was under way, and in the buffers on the way"
 _ALONE = "one gateway, whose peer is away, reads on at the registry by itself"
-_STUCK = "gateways that got nothing for 20 s read on at the registry by themselves"
+_AGAIN = "what only it had is fetched again"
 _EACH = "no peer may go to the registry for a while, and gateways go by themselves"
 FAULTS: dict[str, LiveFault] = {
     "nothing": LiveFault(),
@@ -139,10 +139,10 @@ FAULTS: dict[str, LiveFault] = {
     "the controller dies": LiveFault("kill_controller"),
     "a raylet dies": LiveFault("kill_raylet", 1.0, _ALONE),
     "a peer stops": LiveFault("stop_peer", 1.0, _ALONE),
-    "a peer is slow": LiveFault("slow_peer", 3.0, _STUCK, is_first=True),
-    "a peer lies": LiveFault("lying_peer", 3.0, _STUCK, is_first=True),
-    "a peer serves wrong bytes": LiveFault("wrong_peer", 3.0, _STUCK, is_first=True),
-    "a peer serves nothing": LiveFault("failing_peer", 3.0, _STUCK, is_first=True),
+    "a peer is slow": LiveFault("slow_peer", 0.5, _AGAIN, is_first=True),
+    "a peer lies": LiveFault("lying_peer", 0.5, _AGAIN, is_first=True),
+    "a peer serves wrong bytes": LiveFault("wrong_peer", 0.5, _AGAIN, is_first=True),
+    "a peer serves nothing": LiveFault("failing_peer", 0.5, _AGAIN, is_first=True),
     "the origin says 429": LiveFault(spare=0.1, why=_FLYING, origin=Fault.LIMITED),
     "the origin says 503": LiveFault(spare=0.1, why=_FLYING, origin=Fault.UNAVAILABLE),
     "the origin cuts answers in half": LiveFault(spare=0.1, why=_FLYING, origin=Fault.HALVED),

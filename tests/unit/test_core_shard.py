@@ -181,3 +181,28 @@ def test_what_a_boaster_says_of_pieces_is_overruled_by_whoever_fetches_them() ->
     assert swarm.lease.todo == 0b10
     shard.say(seed, m.Gains(ref.id, ((1, true[1]),), None), now=0.5)
     assert [swarm.digest(1), swarm.held] == [true[1], 0b11]
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_neighbour_that_never_answers_does_not_keep_pieces_out_of_the_zone(
+    elsewhere: bool,
+) -> None:
+    """A piece enters a zone once; but not if nobody there can have it from who took it in.
+
+    What the neighbour alone has is waited for: the origin is not asked again for a lost connection.
+    """
+    shard, far = Shard(), PeerId("far")
+    if elsewhere:
+        shard.say(far, m.Hello(m.PeerInfo(far, "far", "y", m.Role.PEER, "127.0.0.1:2", 1, 8, 8)))
+        shard.say(far, m.Holds(REF.digest, None, 2 * MIN_PIECE, MIN_PIECE, 0b11, bytes(64)))
+    assert shard.planned(0.1) == [0, 1]
+    for piece in (0, 1):
+        shard.say(CHILD, m.Complaint(REF.id, piece, HOLDER, m.Trouble.DEAD), now=0.2)
+    assert shard.planned(0.3) == ([0, 1] if elsewhere else [])
+    swarm = shard.machine.swarms[REF.id]
+    assert swarm.held == 0b11
+    assert swarm.lease is None
+    shard.beat(HOLDER, CHILD, far, begin=1.0, end=BAN_S + 1)
+    shard.planned(BAN_S + 1)
+    assert not swarm.accused
+    assert not swarm.rows[HOLDER].is_aside

@@ -64,7 +64,7 @@ from passel.core.pace import Pace
 from passel.core.planning import plan_bulk
 from passel.core.silence import Silence
 from passel.core.swarm import EXPIRED_MAX, Coming, LeaseState, Row, Swarm, Traffic
-from passel.core.trust import is_distrusted
+from passel.core.trust import judge
 from passel.core.urgent import urgent_edge
 from passel.core.versions import COPIES_SINCE
 from passel.ids import BlobId, BlobKey, BlobRef, Digest, PeerId
@@ -365,15 +365,13 @@ class ShardMachine:
             swarm.give_up(peer, item.piece)
         match item.trouble:
             case Trouble.CORRUPT:
-                row.banned[item.parent] = math.inf
-                if item.parent in swarm.rows:
-                    swarm.accused[item.parent] = None
+                swarm.ban(peer, item.parent, math.inf)
             case Trouble.DEAD:
-                row.banned.setdefault(item.parent, now + BAN_S)
+                swarm.ban(peer, item.parent, now + BAN_S)
             case Trouble.STALLED:
                 # A connection may be lost without its peer: only twice in a row is too often.
                 if item.parent in row.stalled:
-                    row.banned.setdefault(item.parent, now + BAN_S)
+                    swarm.ban(peer, item.parent, now + BAN_S)
                 row.stalled.add(item.parent)
             case Trouble.MISSING:
                 parent = swarm.rows.get(item.parent)
@@ -389,22 +387,6 @@ class ShardMachine:
         if not answers and self._silence.is_suspect(item.parent, now):
             # Two who hear nothing of it are enough: its copies stand in the way of a lease.
             self._forget_silent(item.parent, now, dirty)
-
-    def _judge(self, swarm: Swarm) -> None:
-        """Put aside those whose bytes are of use to nobody, take back those who are of use again.
-
-        One after the other: two who have the same pieces must not both go because of each other.
-        """
-        for peer in swarm.accused:
-            if swarm.rows[peer].is_aside == is_distrusted(swarm, self.peers, peer):
-                continue
-            if swarm.rows[peer].is_aside:
-                swarm.take_back(peer)
-            else:
-                swarm.put_aside(peer)
-            lease = swarm.lease
-            if lease is not None and (lease.holder == peer or lease.todo == 0):
-                self._revoke(swarm)
 
     def _corrupt(self, blob: BlobId, now: float, dirty: dict[BlobId, None]) -> None:
         """All partial copies share the wrong piece; complete ones were checked and stay."""
@@ -572,7 +554,8 @@ class ShardMachine:
 
     def _serve(self, swarm: Swarm, now: float) -> None:
         """What cannot wait for the epoch: leases, and parents for pieces that clients wait for."""
-        self._judge(swarm)
+        if judge(swarm, self.peers, now):
+            self._revoke(swarm)
         self._lease(swarm, now)
         if swarm.geometry is None:
             return

@@ -201,8 +201,9 @@ class Swarm:
     #: every report of every member asks for them.
     unserved: dict[PeerId, None] = field(default_factory=dict)
     lease: LeaseState | None = None
-    #: Peers from whom somebody got wrong bytes. What follows from that is in `trust`.
+    #: Peers from whom somebody got wrong bytes, or nothing. What follows from that is in `trust`.
     accused: dict[PeerId, None] = field(default_factory=dict)
+    judge_at: float = 0.0
     #: Pieces of peers that died a moment ago, and when: their disks may be back soon.
     ghosts: dict[PeerId, tuple[int, float]] = field(default_factory=dict)
     #: The lease-holder that died, and when: it may come back with more than it had announced.
@@ -380,6 +381,14 @@ class Swarm:
         if row is not None:
             self.recount()
         return row is not None or had_lease
+
+    def ban(self, child: PeerId, parent: PeerId, until: float) -> None:
+        """The child is not sent to the parent; for ever (`math.inf`) if it got wrong bytes."""
+        banned = self.rows[child].banned
+        if until == math.inf or parent not in banned:
+            banned[parent] = until
+        if parent in self.rows:
+            self.accused[parent] = None
 
     def put_aside(self, peer: PeerId) -> None:
         """Nobody is sent to this peer: what it alone has counts as not held."""
