@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,11 @@ class Crowd:
         ]
 
 
+def _sees_its_peer(node: dict[str, Any]) -> bool:
+    with urllib.request.urlopen(f"{node['health']}/metrics", timeout=5) as answer:
+        return "passel_gateway_peer_up 1" in answer.read().decode()
+
+
 class FaultLab:
     """Nodes in two zones, two of them seeds, and the registry; `crowd` is one run."""
 
@@ -232,12 +238,17 @@ class FaultLab:
         self.origin.stop()
 
     def _await_all(self) -> list[dict[str, Any]]:
-        """Until all peers and gateways answer; what the controller says of their nodes."""
+        """Until all peers and gateways answer; what the controller says of their nodes.
+
+        A gateway whose peer was stopped looks once a second whether it is there again.
+        """
 
         def nodes() -> list[dict[str, Any]] | None:
             found: list[dict[str, Any]] = self.lab.status()["nodes"]
             names = {node["node"] for node in found if node["alive"] and node["gateway"]}
-            return found if names == set(self.zones) else None
+            if names != set(self.zones) or not all(_sees_its_peer(node) for node in found):
+                return None
+            return found
 
         answer: list[dict[str, Any]] = eventually(nodes, BACK_WITHIN_S)
         return answer
