@@ -165,3 +165,15 @@ def test_bulk_that_has_not_begun_becomes_urgent_when_a_client_waits_for_it() -> 
     child.planned(7, 1, 2, 3, 4, 5, 6)
     out = child.do(m.ReadStarted(2, REF, 6 * MIN_PIECE, 6 * MIN_PIECE + 10, False))
     assert child.fetched(out) == [(6, 0)]
+
+
+def test_bulk_is_down_to_a_few_pieces_while_a_client_reads_here_and_there() -> None:
+    """They share the node's downlink with what the client waits for."""
+    child = Puller()
+    child.do(m.ReadStarted(2, REF, 6 * MIN_PIECE, 6 * MIN_PIECE + 10, False))
+    assert child.planned(7, 1, 2, 3, 4) == [(1, 7), (2, 7)]
+    assert child.planned(0, 6) == [(6, 0)]
+    lazy_s = m.PeerLimits().lazy_s
+    assert child.machine.next_timer() is not None
+    out = child.machine.handle_timer(1.0 + lazy_s)
+    assert child.fetched(out) == [(3, 7)], "four per parent, with the client's"

@@ -88,6 +88,7 @@ from passel.core.messages import (
     Unwants,
 )
 from passel.core.pieces import Geometry
+from passel.core.room import Room
 from passel.core.seed import SeedMachine
 from passel.ids import BlobId, BlobRef, Digest, PeerId
 
@@ -114,10 +115,9 @@ class PeerMachine:
         self.last_copies = LastCopies()
         self.seed = SeedMachine(limits)
         self.parents: dict[PeerId, Parent] = {}
-        self.attempts: dict[int, Attempt] = {}
+        self.room = Room(limits)
         self.lost_shards: set[int] = set()
         self._reads: dict[int, BlobId] = {}
-        self._per_parent: dict[PeerId, int] = {}
         self._next_attempt = 1
         self._timer: float | None = None
         self._out: list[PeerCommand] = []
@@ -209,15 +209,7 @@ class PeerMachine:
 
     def check_invariants(self) -> None:
         """Re-derive what is kept twice. Raises AssertionError."""
-        per_parent: dict[PeerId, int] = {}
-        running: dict[tuple[str, int], int] = {}
-        for number, attempt in self.attempts.items():
-            parent = attempt.edge.parent
-            per_parent[parent] = per_parent.get(parent, 0) + 1
-            running[attempt.blob_key, attempt.piece] = number
-        assert per_parent == {p: n for p, n in self._per_parent.items() if n}
-        assert len(self.attempts) <= self.limits.download_slots
-        assert max(per_parent.values(), default=0) <= 2 * self.limits.per_parent
+        running = self.room.check_invariants()
         for blob, holding in self.blobs.items():
             holding.check_invariants()
             for piece, number in holding.running.items():
@@ -249,6 +241,13 @@ class PeerMachine:
             self._open(holding, 0)  # the empty blob is known to everybody, and made on the spot
             return
         self._advance(holding, read, "local")
+        stop = event.stop
+        if (
+            not read.ready
+            and stop is not None
+            and stop - event.start <= self.limits.small_read_bytes
+        ):
+            self.room.read_waits(self._now)
         self._say_wants(holding)
 
     def _read_ended(self, number: int) -> None:
@@ -412,7 +411,7 @@ class PeerMachine:
                 holding.digests[edge.piece] = edge.digest
             number = holding.running.get(edge.piece)
             if number is not None:
-                if self.attempts[number].edge.parent == edge.parent:
+                if self.room[number].edge.parent == edge.parent:
                     continue
                 self._cancel(number)
             holding.unconfirmed.pop(edge.piece, None)
@@ -474,23 +473,16 @@ class PeerMachine:
                         continue
                     if queued.not_before > self._now:
                         wake = min(wake or queued.not_before, queued.not_before)
-                    elif self._has_room(queued.edge.parent, urgent):
+                    elif self.room.is_free(queued.edge.parent, urgent, self._now):
                         self._fetch(blob, holding, queued, urgent)
+        if self._now < self.room.lazy_until and any(h.queue for h in self.blobs.values()):
+            wake = min(wake or self.room.lazy_until, self.room.lazy_until)
         if any(holding.reads or holding.unconfirmed for holding in self.blobs.values()):
             soon = self._now + WAITING_EVERY_S
             if self._timer is not None and self._timer > self._now:
                 soon = min(soon, self._timer)  # a busy peer must not put it off for ever
             wake = min(wake, soon) if wake is not None else soon
         self._timer = wake
-
-    def _has_room(self, parent: PeerId, urgent: bool) -> bool:
-        """What clients wait for has slots of its own: bulk holds its slots for seconds."""
-        slots, each = self.limits.download_slots, self.limits.per_parent
-        if urgent:
-            each *= 2
-        else:
-            slots -= min(each, slots // 4)
-        return len(self.attempts) < slots and self._per_parent.get(parent, 0) < each
 
     def _fetch(self, blob: BlobId, holding: Holding, queued: Queued, urgent: bool) -> None:
         assert holding.geometry is not None
@@ -499,9 +491,8 @@ class PeerMachine:
         del holding.queue[edge.piece]
         number = self._next_attempt
         self._next_attempt += 1
-        self.attempts[number] = Attempt(blob, edge.piece, edge)
+        self.room.begin(number, Attempt(blob, edge.piece, edge))
         holding.running[edge.piece] = number
-        self._per_parent[edge.parent] = self._per_parent.get(edge.parent, 0) + 1
         parent = self.parents[edge.parent]
         start, stop = holding.geometry.span(edge.piece)
         self._out.append(
@@ -521,10 +512,9 @@ class PeerMachine:
         )
 
     def _end_attempt(self, number: int) -> tuple[Holding, Attempt] | None:
-        attempt = self.attempts.pop(number, None)
+        attempt = self.room.end(number)
         if attempt is None:
             return None
-        self._per_parent[attempt.edge.parent] -= 1
         holding = self.blobs[BlobId(attempt.blob_key)]
         holding.running.pop(attempt.piece, None)
         return holding, attempt
