@@ -102,7 +102,8 @@ def test_what_is_applied_counts_everywhere_and_outlives_processes(
     eventually(lambda: small_lab.nodes["n2"].health()["pid"] != before, 30)
     os.kill(small_lab.status()["controller"]["pid"], 9)
     eventually(lambda: versions(small_lab) == {(1, 1)}, 30)
-    assert small_lab.status()["config"] == {"version": 1, "waits_for": []}
+    # The new controller hears it from each of them.
+    eventually(lambda: small_lab.status()["config"] == {"version": 1, "waits_for": []}, 20)
     # A node that joins later.
     small_lab.add("n3", "b")
     eventually(small_lab.nodes["n3"].health, 30)
