@@ -20,10 +20,12 @@ from passel.ids import PeerId
 
 #: How long a peer counts as slow after it was seen to be, seconds.
 SLOW_S = 10.0
-#: How often it is looked at, seconds.
+#: How often it is looked at, seconds: at the least, and for each pair that was looked at. A pair
+#: takes ten microseconds, and all together may take a twentieth of the time.
 JUDGED_EVERY_S = 0.25
+JUDGED_PER_PAIR_S = 200e-6
 #: What a peer may take for one piece: so many times the usual gap between two pieces of a parent,
-#: which sends four side by side to children that may be busy with others; and at the least.
+#: which sends five side by side to children that may be busy with others; and at the least.
 USUAL_GAPS = 24.0
 PATIENCE_S_MIN = 2.0
 #: Before so many pieces moved nobody knows what is usual; and so many must have moved elsewhere
@@ -31,7 +33,7 @@ PATIENCE_S_MIN = 2.0
 USUAL_AFTER = 32
 MOVED_ELSEWHERE = 8
 #: For how long several children get nothing at all from a parent, seconds per `STARVED_BYTES` of a
-#: piece: about 5 Mbit/s for four pieces side by side.
+#: piece: about 5 Mbit/s for four pieces that come side by side.
 STARVED_S = 6.0
 STARVED_BYTES = 1 << 20
 INFINITE = float("inf")
@@ -74,7 +76,7 @@ class Pace:
         self._n_moved = 0
         self._gap_s = 0.0
         self._starved_s = STARVED_S
-        self._judged_at = float("-inf")
+        self._judge_at = 0.0
 
     @property
     def patience_s(self) -> float:
@@ -97,19 +99,21 @@ class Pace:
             self._gap_s += (gap_s - self._gap_s) / 16
 
     def is_due(self, now: float) -> bool:
-        return now >= self._judged_at + JUDGED_EVERY_S
+        return now >= self._judge_at
 
     def judge(self, pairs: Iterable[tuple[PeerId, PeerId]], piece_size: int, now: float) -> None:
         """Look at all (child, parent) between whom a piece could move that the parent has.
 
         `piece_size` is that of the largest, in bytes.
         """
-        self._judged_at = now
+        n_pairs = 0
         parents_of: dict[PeerId, set[PeerId]] = {}
         children_of: dict[PeerId, set[PeerId]] = {}
         for child, parent in pairs:
+            n_pairs += 1
             parents_of.setdefault(child, set()).add(parent)
             children_of.setdefault(parent, set()).add(child)
+        self._judge_at = now + max(JUDGED_EVERY_S, n_pairs * JUDGED_PER_PAIR_S)
         for table in (self.slow_parents, self.slow_children):
             for peer in [p for p, until in table.items() if until <= now]:
                 del table[peer]
