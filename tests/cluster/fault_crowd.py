@@ -33,7 +33,8 @@ MIB = 1 << 20
 ORIGIN_BYTES_PER_S = 8.0 * MIB
 REPOSITORY = "fault/blob"
 #: Of all nodes: one seed has the lease, and there is another one.
-EXTRA = {"seeds": {"count": 2}}
+N_SHARDS = 1
+EXTRA = {"seeds": {"count": 2}, "scheduler": {"shards": N_SHARDS}}
 #: For so long the registry is ill.
 ILL_S = 3.0
 #: So long after it is well, a refusal may still be from before.
@@ -129,6 +130,7 @@ class LiveFault:
 _FLYING = "what was under way, and in the buffers on the way"
 _ALONE = "one gateway, whose peer is away, reads on at the registry by itself"
 _AGAIN = "what only it had is fetched again"
+_LIAR = "and itself it gets nothing of what it says it has: its gateway goes to the registry"
 _EACH = "no peer may go to the registry for a while, and gateways go by themselves"
 FAULTS: dict[str, LiveFault] = {
     "nothing": LiveFault(),
@@ -141,13 +143,14 @@ FAULTS: dict[str, LiveFault] = {
     "a raylet dies": LiveFault("kill_raylet", 1.0, _ALONE),
     "a peer stops": LiveFault("stop_peer", 1.0, _ALONE),
     "a peer is slow": LiveFault("slow_peer", 0.5, _AGAIN, is_first=True),
-    "a peer lies": LiveFault("lying_peer", 0.5, _AGAIN, is_first=True),
+    "a peer lies": LiveFault("lying_peer", 1.5, f"{_AGAIN}, {_LIAR}", is_first=True),
     "a peer serves wrong bytes": LiveFault("wrong_peer", 0.5, _AGAIN, is_first=True),
     "a peer serves nothing": LiveFault("failing_peer", 0.5, _AGAIN, is_first=True),
     "the origin says 429": LiveFault(spare=0.1, why=_FLYING, origin=Fault.LIMITED),
     "the origin says 503": LiveFault(spare=0.1, why=_FLYING, origin=Fault.UNAVAILABLE),
     "the origin cuts answers in half": LiveFault(spare=0.1, why=_FLYING, origin=Fault.HALVED),
     "the origin truncates": LiveFault(spare=1.0, why=_EACH, origin=Fault.CUT),
+    "the origin begins late": LiveFault(origin=Fault.HANGS, is_first=True),
     "the origin hangs": LiveFault(spare=0.1, why=_FLYING, origin=Fault.HANGS),
     "the origin stops in bodies": LiveFault(spare=0.1, why=_FLYING, origin=Fault.STALLS),
     "the origin changes size": LiveFault(spare=1.0, why=_EACH, origin=Fault.GROWN),
@@ -238,15 +241,18 @@ class FaultLab:
         self.origin.stop()
 
     def _await_all(self) -> list[dict[str, Any]]:
-        """Until all peers and gateways answer; what the controller says of their nodes.
+        """Until all peers, gateways and shards answer; what the controller says of the nodes.
 
         A gateway whose peer was stopped looks once a second whether it is there again.
         """
 
         def nodes() -> list[dict[str, Any]] | None:
-            found: list[dict[str, Any]] = self.lab.status()["nodes"]
+            status = self.lab.status()
+            found: list[dict[str, Any]] = status["nodes"]
             names = {node["node"] for node in found if node["alive"] and node["gateway"]}
-            if names != set(self.zones) or not all(_sees_its_peer(node) for node in found):
+            if names != set(self.zones) or len(status["shards"]) != N_SHARDS:
+                return None
+            if not all(_sees_its_peer(node) for node in found):
                 return None
             return found
 
@@ -270,7 +276,11 @@ class FaultLab:
             for path, data in blobs.items()
             for node in nodes
         ]
-        undo = getattr(self, fault.begin)() if fault.is_first else None
+        undo = None
+        if fault.is_first and fault.origin is not None:
+            self.origin.fall_ill(fault.origin, 0)
+        elif fault.is_first:
+            undo = getattr(self, fault.begin)()
         began = time.monotonic()
         threads = [threading.Thread(target=r.run, args=(began,), daemon=True) for r in readers]
         for thread in threads:
@@ -281,9 +291,11 @@ class FaultLab:
                 self._await_share(next(iter(blobs)), self.rng.uniform(0.2, 0.4))
                 begin_s = time.monotonic() - began
                 if fault.origin is not None:
-                    self._be_ill(fault.origin, sum(self.origin.sent[path] for path in blobs))
+                    self.origin.fall_ill(fault.origin, sum(self.origin.sent[p] for p in blobs))
                 elif fault.begin:
                     undo = getattr(self, fault.begin)()
+            if fault.origin is not None:
+                self._get_well()
             end_s = time.monotonic() - began
             for thread in threads:
                 thread.join(DEADLINE_S)
@@ -303,9 +315,8 @@ class FaultLab:
         while self.origin.sent[path] < share * self.size and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def _be_ill(self, fault: Fault, at: int) -> None:
+    def _get_well(self) -> None:
         self.victim = "origin"
-        self.origin.fall_ill(fault, at)
         time.sleep(ILL_S)
         self.origin.well.set()
 

@@ -131,6 +131,23 @@ def test_a_wish_that_crossed_a_refusal_does_not_stay_with_the_shard() -> None:
     child.do(m.ReadStarted(2, REF, 0, 10, sponsor=False))
 
 
+def test_a_reader_waits_for_the_shard_only_while_that_does_not_answer() -> None:
+    """A gateway whose peer has no shard goes to the registry, where all others would follow it."""
+    info = m.PeerInfo(PeerId("child"), "n", "z", m.Role.PEER, "127.0.0.1:1", 1, 8, 8)
+    machine = PeerMachine(info, m.PeerLimits(), 1)
+    machine.handle(m.ReadStarted(1, REF, 0, None, sponsor=False), 1.0)
+
+    def waits_for(now: float) -> str:
+        (on,) = [c.on for c in machine.handle_timer(now) if isinstance(c, m.ReadWaiting)]
+        return on
+
+    assert waits_for(2.0) == "origin", "somebody else has the lease, and the origin is slow"
+    machine.handle(m.ShardLost(0), 2.0)
+    assert waits_for(3.0) == "shard"
+    machine.handle(m.ShardHeard(0), 3.0)
+    assert waits_for(4.0) == "origin"
+
+
 class Puller(Child):
     """Its client pulls a blob of 16 pieces, and one parent has the slots that a parent has."""
 

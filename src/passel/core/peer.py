@@ -286,13 +286,8 @@ class PeerMachine:
     def _waits_for(self, holding: Holding) -> str:
         if holding.shard in self.lost_shards:
             return "shard"
-        if holding.running or holding.queue:
-            return "peer"
-        return (
-            "origin"
-            if holding.geometry is not None or holding.ref.id in self.seed.works
-            else "shard"
-        )
+        # A shard that answers and has nothing to say yet waits for the origin's first word.
+        return "peer" if holding.running or holding.queue else "origin"
 
     # --- the shard ------------------------------------------------------------------------------
 
