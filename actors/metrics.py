@@ -13,8 +13,8 @@ from passel.telemetry.series import Measure, Series
 
 log = logging.getLogger(__name__)
 
-#: Ray exports every 10 s; this is often enough, and costs a millisecond.
-PUBLISH_EVERY_S = 2.0
+#: Ray exports every 10 s; this is often enough, and costs some milliseconds.
+PUBLISH_EVERY_S = 5.0
 GATEWAY_TIMEOUT_S = 2.0
 BODY_BYTES_MAX = 1024 * 1024
 #: Names that one actor exports: what a gateway says must not fill Prometheus.

@@ -384,9 +384,10 @@ class Peer:
     async def _measures(self) -> Iterable[Measure]:
         announced = read_announcement(self._store.path) or {}
         text = await self._gateway_metrics.read(announced.get("health"))
-        if text:
-            self._local_bytes = local_bytes(text)
-        return [*peer_measures(await self.status()), *gateway_measures(text)]
+        of_gateway = list(gateway_measures(text))
+        if of_gateway:
+            self._local_bytes = local_bytes(of_gateway)
+        return [*peer_measures(await self.status()), *of_gateway]
 
     # --- called by the door ---------------------------------------------------------------------
 

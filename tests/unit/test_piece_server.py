@@ -119,11 +119,12 @@ async def test_what_is_not_there(source: FakeSource) -> None:
 async def test_piece_evicted_while_in_line(source: FakeSource) -> None:
     """Held when the request came, gone when a slot was free: a 404, not a broken body."""
     async with serving(source, slots=1, slot_wait_s=2.0) as at:
-        assert await at.server._slots.acquire(0, 0)
+        slot = await at.server._slots.acquire(0, 0)
+        assert slot is not None
         asked = asyncio.create_task(_status(at, piece_path(BLOB, 1)))
         await until(lambda: len(at.server._slots._line) == 1)
         source.held.remove(1)
-        at.server._slots.release()
+        at.server._slots.release(slot)
         assert await asked == 404
         assert at.server.n_uploads == 0
 
@@ -131,17 +132,19 @@ async def test_piece_evicted_while_in_line(source: FakeSource) -> None:
 async def test_the_line_is_in_the_order_of_turns(source: FakeSource) -> None:
     async with serving(source, slots=1) as at:
         slots = at.server._slots
-        assert await slots.acquire(0, 0)
+        first = await slots.acquire(0, 0)
+        assert first is not None
         served: list[int] = []
 
         async def stand(turn: int) -> None:
-            assert await slots.acquire(turn, 5.0)
+            slot = await slots.acquire(turn, 5.0)
+            assert slot is not None
             served.append(turn)
-            slots.release()
+            slots.release(slot)
 
         tasks = [asyncio.create_task(stand(turn)) for turn in (9, 3, 0, 5)]
         await until(lambda: len(slots._line) == 4)
-        slots.release()
+        slots.release(first)
         await asyncio.gather(*tasks)
         assert served == [0, 3, 5, 9]
         assert at.server.n_uploads == 0

@@ -20,6 +20,8 @@ from passel.ids import PeerId
 #: Pieces that a link moves side by side: edges of one step of a plan. Fewer leave a link idle when
 #: the other end is busy; more make every piece late, and with it all that follows from it.
 PER_STEP = 4
+#: Holders have more and more: yesterday's choice of fallbacks is as good as a new one.
+FALLBACKS_EVERY = 8
 
 
 @dataclass(slots=True)
@@ -45,7 +47,8 @@ def plan_bulk(
     if not state.wants.any() or not state.have.any():
         return bulk
     bulk.n_steps = _n_steps(int(state.up_depth.max()))
-    graph = plan(state, now, rng, bulk.n_steps)
+    is_due = swarm.epoch % FALLBACKS_EVERY == 0
+    graph = plan(state, now, rng, bulk.n_steps, with_fallbacks=is_due)
     for child, piece, parent, waits, step in zip(
         graph.child.tolist(),
         graph.piece.tolist(),

@@ -18,6 +18,7 @@ from passel.core import bitfield
 from passel.core import messages as m
 from passel.core.peer import PeerMachine
 from passel.core.pieces import Geometry
+from passel.core.uploads import Uploads
 from passel.ids import BlobId, BlobKey, Digest, PeerId
 from passel.sim.line import Line
 from passel.sim.spans import SpanFetch
@@ -111,8 +112,7 @@ class Node:
     full: bool = False
     lines: list[Line] = field(default_factory=list)
     fetches: dict[int, PieceFetch | SpanFetch] = field(default_factory=dict)
-    uploads: dict[PieceFetch, None] = field(default_factory=dict)
-    n_sending: int = 0
+    sending: dict[PieceFetch, None] = field(default_factory=dict)
     n_sending_max: int = 0
     #: Those who wait for an upload slot: (turn, in the order of asking, fetch).
     line: list[tuple[int, int, PieceFetch]] = field(default_factory=list)
@@ -122,6 +122,7 @@ class Node:
 
     def __post_init__(self) -> None:
         self.lines = [Line(self, shard) for shard in self.world.shards]
+        self.uploads: Uploads[PieceFetch] = Uploads(self.info.upload_slots)
 
     @property
     def peer(self) -> PeerId:
@@ -355,8 +356,7 @@ class Node:
             fetch.child.fail(fetch, m.Trouble.BUSY, BUSY_RETRY_S)
 
     def _has_slot(self, turn: int) -> bool:
-        """The last free slot is kept for clients that wait, as the live server keeps it."""
-        return self.n_sending < self.info.upload_slots - (turn > 0)
+        return self.uploads.is_free_for(turn, self.world.clock.now)
 
     def _refuse(self, fetch: PieceFetch) -> None:
         waiting = [each for each in self.line if each[2] is not fetch]
@@ -371,8 +371,8 @@ class Node:
         if digest is None:
             child.fail(fetch, m.Trouble.MISSING)
             return
-        self.n_sending += 1
-        self.n_sending_max = max(self.n_sending_max, self.n_sending)
+        self.uploads.begin(fetch, self.world.clock.now)
+        self.n_sending_max = max(self.n_sending_max, len(self.uploads))
         fetch.has_slot = True
         fetch.digest = LIE if self.lies or child.spoils else digest
         fetch.sent_at = self.world.clock.now
@@ -383,13 +383,13 @@ class Node:
             child.came,
             fetch,
         )
-        self.uploads[fetch] = None
+        self.sending[fetch] = None
 
     def sent(self, fetch: PieceFetch) -> None:
         """A body is out, or broken off: its slot goes to the first in line."""
-        self.uploads.pop(fetch, None)
+        self.sending.pop(fetch, None)
         fetch.has_slot = False
-        self.n_sending -= 1
+        self.uploads.end(fetch, self.world.clock.now)
         while self.line and self.alive and self._has_slot(self.line[0][0]):
             following = heapq.heappop(self.line)[2]
             if not following.is_over:
@@ -411,15 +411,15 @@ class Node:
         for attempt in list(self.fetches):
             self._cancel(attempt)
         in_line = [each[2] for each in self.line]
-        for fetch in [*self.uploads, *in_line, *chain(*self.waiters.values())]:
+        for fetch in [*self.sending, *in_line, *chain(*self.waiters.values())]:
             if fetch.transfer is not None:
                 self.world.count_wasted(fetch, self.world.network.cancel(fetch.transfer))
                 fetch.transfer = None
             fetch.child.fail(fetch, m.Trouble.DEAD)
-        self.uploads.clear()
+        self.sending.clear()
         self.line.clear()
         self.waiters.clear()
-        self.n_sending = 0
+        self.uploads = Uploads(self.info.upload_slots)
 
     def cut_off(self, is_cut: set[PeerId]) -> None:
         """A partition: bodies from beyond it stop, and are given up after a while."""

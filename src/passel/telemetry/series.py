@@ -7,7 +7,7 @@ read off the facts that `passel status` shows too, so the two cannot tell differ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -123,12 +123,12 @@ def gateway_measures(exposition: str) -> Iterator[Measure]:
             yield Measure(series, sample.value, tuple(sample.labels[name] for name in labels))
 
 
-def local_bytes(exposition: str) -> int:
-    """The bytes that a gateway has served from its node's own store."""
+def local_bytes(measures: Iterable[Measure]) -> int:
+    """The bytes that a gateway has served from its node's own store, by its `gateway_measures`."""
     return int(
         sum(
             measure.value
-            for measure in gateway_measures(exposition)
+            for measure in measures
             if measure.series.name == "passel_gateway_bytes_total" and measure.labels == ("local",)
         )
     )

@@ -125,7 +125,7 @@ class _Server(web.Server):
 
 
 class PieceServer:
-    """Serves pieces to authenticated peers, at most `slots` bodies at once.
+    """Serves pieces to authenticated peers, `slots` bodies at once (see `core.uploads`).
 
     Belongs to one event loop. The plain counters are for telemetry and only ever grow;
     `n_uploads` and `n_waiting` are levels.
@@ -152,7 +152,6 @@ class PieceServer:
         self._slot_wait_s = slot_wait_s
         self._handshake_s = None if tls is None else handshake_s
         self._connections_max = connections_max
-        self._body_s = 0.02
         self._server: _Server | None = None
         self._listener: asyncio.Server | None = None
         self._waits: set[asyncio.Task[bool]] = set()
@@ -167,7 +166,7 @@ class PieceServer:
 
     @property
     def n_uploads(self) -> int:
-        """Piece bodies being sent now; never more than the slots."""
+        """Piece bodies being sent now."""
         return self._slots.n_taken
 
     @property
@@ -258,9 +257,9 @@ class PieceServer:
                 return self._busy(True)
         if not held:
             return self._not_held()
-        if not await self._slots.acquire(target.turn, self._slot_wait_s):
+        slot = await self._slots.acquire(target.turn, self._slot_wait_s)
+        if slot is None:
             return self._busy()
-        started = time.monotonic()
         try:
             # Located again: it may have been evicted while the request stood in line.
             location = self._source.locate(target.blob, target.piece)
@@ -274,8 +273,7 @@ class PieceServer:
             finally:
                 self._gate.leave()
         finally:
-            self._slots.release()
-            self._body_s += (time.monotonic() - started - self._body_s) / 8
+            self._slots.release(slot)
 
     async def _wait(self, target: PieceTarget) -> bool:
         if len(self._waits) >= _WAITS_MAX:
@@ -355,7 +353,7 @@ class PieceServer:
     def _busy(self, close: bool = False) -> web.Response:
         self.n_refused_busy += 1
         lowest, highest = _RETRY_AFTER_S
-        retry_after_s = min(max(self._body_s, lowest), highest)
+        retry_after_s = min(max(self._slots.usual_s, lowest), highest)
         response = _refusal(503, "no upload slot is free", close)
         response.headers["Retry-After"] = "1"
         response.headers[RETRY_AFTER_MS_HEADER] = str(int(retry_after_s * 1000))

@@ -17,13 +17,18 @@ from passel.core.graph.state import N_FALLBACKS, Ints
 _CANDIDATES = 2 * N_FALLBACKS
 
 
+def no_fallbacks(n_peers: int) -> Ints:
+    """(n_peers, 4) int32, all -1."""
+    return np.full((n_peers, N_FALLBACKS), -1, dtype=np.int32)
+
+
 def choose_fallbacks(draft: Draft, rng: np.random.Generator) -> Ints:
     """(n_peers, 4) int32: holders of what the child lacks, in its own domain; -1 behind the last.
 
     Each peer is a candidate for the same number of others, so that nobody becomes everybody's
     fallback. Slots play no part: the parent says itself when it is busy.
     """
-    chosen = np.full((draft.n_peers, N_FALLBACKS), -1, dtype=np.int32)
+    chosen = no_fallbacks(draft.n_peers)
     lacking = draft.wants & ~draft.have
     children = np.flatnonzero(lacking.any(axis=1))
     parents = np.flatnonzero(draft.can_serve & draft.have.any(axis=1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from passel.core.graph.draft import Draft
-from passel.core.graph.fallbacks import choose_fallbacks
+from passel.core.graph.fallbacks import choose_fallbacks, no_fallbacks
 from passel.core.graph.ingress import enter, enter_late, inject
 from passel.core.graph.leftovers import feed_leftovers
 from passel.core.graph.state import PieceParentGraph, SwarmState
@@ -22,6 +22,7 @@ def plan(
     now: float,
     rng: np.random.Generator,
     n_steps: int = 1,
+    with_fallbacks: bool = True,
 ) -> PieceParentGraph:
     """Decide who fetches which piece from whom.
 
@@ -36,6 +37,8 @@ def plan(
     n_steps : int
         How many steps the plan has; one is about the time in which a link moves a piece. What an
         edge of one step brings can be passed on by an edge of the next.
+    with_fallbacks : bool
+        Whether to choose fallbacks as well: a fifth of the work.
 
     Returns
     -------
@@ -54,7 +57,7 @@ def plan(
         parent.astype(np.int32),
         waits,
         step.astype(np.int32),
-        choose_fallbacks(draft, rng),
+        choose_fallbacks(draft, rng) if with_fallbacks else no_fallbacks(draft.n_peers),
         now,
     )
 
