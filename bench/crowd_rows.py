@@ -240,7 +240,7 @@ def mixed_row(
         "mixed",
         "s",
         [answer.elapsed_s for answer in loaded],
-        parameters=crowd.parameters,
+        parameters={**crowd.parameters, "reads": crowd.arguments.mixed},
         goal=2 * quiet["p99_s"],
         idle=quiet,
         loaded=busy,

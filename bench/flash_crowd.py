@@ -15,7 +15,8 @@ fell short of 95 % of a link's payload, is void, and its lines say so.
 
     sudo python bench/flash_crowd.py --nodes 4 8 16 --zones 1 2 4 > flash_crowd.jsonl
     sudo python bench/flash_crowd.py --nodes 8 --pattern lazy
-    sudo python bench/flash_crowd.py --nodes 8 --mixed
+    sudo python bench/flash_crowd.py --nodes 8 --mixed ranges
+    sudo python bench/flash_crowd.py --nodes 8 --mixed nydusd
     sudo python bench/flash_crowd.py --nodes 16 --trace trace.jsonl
     python bench/plot_trace.py trace.jsonl
 """
@@ -43,6 +44,7 @@ from crowd_watch import Watch
 from netcluster import GATEWAY_PORT, ORIGIN_PORT, PIECE_PORT, REPOSITORY, NetCluster, Node
 from netlab import PAYLOAD_SHARE, LabError, NetLab, congestion_control
 from report import Report
+from small_reads import NydusReads, RangeReads
 
 MIB = 1 << 20
 COMPLETE_TIMEOUT_S = 120.0
@@ -54,7 +56,6 @@ WARM_UP_BYTES = 8 * MIB
 CALIBRATION_PORT = 7101
 #: What fills the links; the rest is control.
 BULK_PORTS = (PIECE_PORT, ORIGIN_PORT, CALIBRATION_PORT)
-MIXED_READS = 128
 #: nydusd's reads: chunks of a RAFS blob, and its metadata.
 LAZY_RANGES = ((32, MIB), (32, 4096))
 
@@ -88,7 +89,7 @@ def parse() -> argparse.Namespace:
     add("--gap", type=float, default=1.0, help="mean seconds between arrivals, for poisson")
     add("--batch", type=int, help="nodes that restart at a time, for rolling (default: a quarter)")
     add("--pattern", choices=("whole", "lazy"), default="whole")
-    add("--mixed", action="store_true", help="a reader of small ranges besides the crowd")
+    add("--mixed", choices=("ranges", "nydusd"), help="a reader of small parts besides the crowd")
     add("--repetitions", type=int, default=3)
     add("--random", type=int, default=1, help="seed of arrivals and ranges")
     add("--config", type=Path, help="sections of the configuration that all nodes get (YAML)")
@@ -264,7 +265,7 @@ class Crowd:
         rows.straight_row(self, watch, pulls, sent)
 
     def mixed(self) -> None:
-        """A reader of small ranges on one node, alone and while a crowd fills the links.
+        """A reader of small parts on one node, alone and while a crowd fills the links.
 
         What it reads lies on a seed and on one more node, not on its own.
         """
@@ -273,21 +274,26 @@ class Crowd:
         if len(plain) < 2:
             raise LabError("--mixed needs at least two nodes that are no seeds: say --nodes 3")
         reader, holder = plain[:2]
+        folder = self.cluster.state.path / "small-reads"
+        reads: RangeReads | NydusReads
+        if self.arguments.mixed == "nydusd":
+            reads = NydusReads(self.cluster, self.size, self.arguments.random, folder)
+        else:
+            reads = RangeReads(self.cluster, self.size, self.arguments.random)
         idle: list[Answer] = []
         loaded: list[Answer] = []
         walls: list[float] = []
         for _ in range(self.arguments.repetitions):
-            quiet, busy, bulk = (self.cluster.make_blob(self.size) for _ in range(3))
+            quiet, busy, bulk = reads.make(), reads.make(), self.cluster.make_blob(self.size)
             for digest in (quiet, busy):
                 self._pull(holder, digest)
                 self.cluster.wait_complete([holder], digest, COMPLETE_TIMEOUT_S)
-            spans = self._random_spans()
-            idle += self._pull(reader, quiet, spans).answers
+            idle += reads.read(reader, quiet)
             self.cluster.wait_complete([reader], quiet, COMPLETE_TIMEOUT_S)
             with ThreadPoolExecutor(1) as pool:
                 running = pool.submit(all_at_once, partial(self._pull, digest=bulk), self.nodes)
                 time.sleep(0.25 * self.size / self.link)
-                loaded += self._pull(reader, busy, spans).answers
+                loaded += reads.read(reader, busy)
                 walls.append(max(pull.elapsed_s for pull in running.result()))
             self.cluster.wait_complete(self.nodes, bulk, COMPLETE_TIMEOUT_S)
             self.cluster.wait_complete([reader], busy, COMPLETE_TIMEOUT_S)
@@ -318,15 +324,6 @@ class Crowd:
                 start = self.rng.randrange(0, self.size - length, 4096)
                 spans.append((start, start + length))
         self.rng.shuffle(spans)
-        return spans
-
-    def _random_spans(self) -> list[tuple[int, int]]:
-        """Reads of 4 KiB to 1 MiB, as many small ones as large ones."""
-        spans = []
-        for _ in range(MIXED_READS):
-            length = 4096 << self.rng.randrange(9)
-            start = self.rng.randrange(0, self.size - length, 4096)
-            spans.append((start, start + length))
         return spans
 
     def _arrive(self, pull: Callable[[Node], Pull]) -> list[Pull]:

@@ -37,6 +37,7 @@ from passel.store.layout import MAP, Layout
 PIECE_PORT = 7100
 ORIGIN_PORT = 5000
 GATEWAY_PORT = 65001
+HEALTH_PORT = 40901
 REPOSITORY = "bench/crowd"
 UPSTREAM = "lab"
 START_TIMEOUT_S = 90.0
@@ -169,7 +170,7 @@ class NetCluster:
             "default_upstream": UPSTREAM,
             "gateway": {
                 "listen": [f"127.0.0.1:{GATEWAY_PORT}"],
-                "health": ["127.0.0.1:40901"],
+                "health": [f"127.0.0.1:{HEALTH_PORT}"],
             },
         }
         config |= {key: value for key, value in self._settings.items() if key not in config}

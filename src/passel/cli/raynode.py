@@ -58,6 +58,9 @@ def main() -> int:
         plasma_store_socket_name=str(options.sockets / f"{name}.plasma"),
         raylet_socket_name=str(options.sockets / f"{name}.raylet"),
         include_dashboard=False,
+        # What workers print stays in the session's files. To copy it to drivers as well, which here
+        # nobody reads, takes a process of 50 MiB and more than a hundredth of a core on every node.
+        include_log_monitor=False,  # type: ignore[arg-type]  # Ray means a bool
         no_monitor=True,
     )
     node = Node(parameters, head=options.gcs is None, shutdown_at_exit=False, spawn_reaper=False)
