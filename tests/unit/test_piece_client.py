@@ -236,11 +236,12 @@ async def test_wait_for_a_piece(source: FakeSource) -> None:
 
 async def test_busy_parent(source: FakeSource) -> None:
     async with serving(source, slots=1, slot_wait_s=0.0) as at, fetching() as client:
-        assert await at.server._slots.acquire(0, 0)
+        slot = await at.server._slots.acquire(0, 0)
+        assert slot is not None
         with pytest.raises(PeerBusy) as caught:
             await fetch(client, at.address)
         assert 0.02 <= caught.value.retry_after_s <= 1.0
-        at.server._slots.release()
+        at.server._slots.release(slot)
         assert await fetch(client, at.address) == source.digest(0)
 
 
