@@ -44,7 +44,7 @@ from crowd_watch import Watch
 from netcluster import GATEWAY_PORT, ORIGIN_PORT, PIECE_PORT, REPOSITORY, NetCluster, Node
 from netlab import PAYLOAD_SHARE, LabError, NetLab, congestion_control
 from report import Report
-from small_reads import NydusReads, RangeReads
+from small_reads import LEAST_BYTES, NydusReads, RangeReads
 
 MIB = 1 << 20
 COMPLETE_TIMEOUT_S = 120.0
@@ -273,13 +273,20 @@ class Crowd:
         plain = [node for node in self.nodes if roles[node.name] != "seed"]
         if len(plain) < 2:
             raise LabError("--mixed needs at least two nodes that are no seeds: say --nodes 3")
+        if self.size < LEAST_BYTES:
+            raise LabError(f"--mixed needs a larger blob: say --mib {LEAST_BYTES // MIB}")
         reader, holder = plain[:2]
         folder = self.cluster.state.path / "small-reads"
         reads: RangeReads | NydusReads
         if self.arguments.mixed == "nydusd":
             reads = NydusReads(self.cluster, self.size, self.arguments.random, folder)
         else:
-            reads = RangeReads(self.cluster, self.size, self.arguments.random)
+            reads = RangeReads(
+                self.cluster,
+                self.size,
+                self.arguments.random,
+                lambda node, digest, spans: self._pull(node, digest, spans).answers,
+            )
         idle: list[Answer] = []
         loaded: list[Answer] = []
         walls: list[float] = []

@@ -9,11 +9,11 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from crowd_clients import Answer, Reader
+from crowd_clients import Answer
 from netcluster import GATEWAY_PORT, HEALTH_PORT, REPOSITORY, NetCluster, Node
 from netlab import LabError, inside
 
@@ -21,19 +21,30 @@ from passel.cli.demo.nydus import Nydusd, NydusImage, build_image, why_not
 
 N_READS = 128
 _LEAST = 4096
-#: At least half of that lies between two files that are read: the chunks that nydusd reads in
-#: advance (1 MiB) are seldom those of another one.
+#: At least so much lies between two files that are read: the chunks that nydusd reads in advance
+#: (1 MiB) are not those of another one.
 _GAP_BYTES = 1 << 20
+#: What is read needs at least so much: as much as the largest read, and a gap.
+LEAST_BYTES = 2 << 20
+
+Span = tuple[int, int]
 
 
 class RangeReads:
-    """Ranges of a blob of random bytes, from the node's gateway."""
+    """Ranges of a blob of random bytes; `read_spans` gets them from a node's gateway."""
 
-    def __init__(self, cluster: NetCluster, size: int, seed: int) -> None:
+    def __init__(
+        self,
+        cluster: NetCluster,
+        size: int,
+        seed: int,
+        read_spans: Callable[[Node, str, Sequence[Span]], list[Answer]],
+    ) -> None:
         self._cluster = cluster
+        self._read_spans = read_spans
         self._size = size
         rng = random.Random(seed)
-        self._spans: list[tuple[int, int]] = []
+        self._spans: list[Span] = []
         for _ in range(N_READS):
             length = _LEAST << rng.randrange(9)
             start = rng.randrange(0, size - length, _LEAST)
@@ -45,10 +56,7 @@ class RangeReads:
 
     def read(self, node: Node, digest: str) -> list[Answer]:
         """All reads, on that node."""
-        address = ("127.0.0.1", GATEWAY_PORT)
-        with Reader(self._cluster.lab, node.host, address) as reader:
-            path = f"/v2/{REPOSITORY}/blobs/{digest}"
-            return [reader.get(path, span) for span in self._spans]
+        return self._read_spans(node, digest, self._spans)
 
 
 class NydusReads:
@@ -64,7 +72,7 @@ class NydusReads:
         self._cluster = cluster
         self._folder = folder
         rng = random.Random(seed)
-        n_files = min(N_READS, size // (2 * _GAP_BYTES))
+        n_files = min(N_READS, size // LEAST_BYTES)
         self._lengths = [_LEAST << rng.randrange(9) for _ in range(n_files)]
         self._gap = size // n_files - sum(self._lengths) // n_files
         self._order = rng.sample(range(n_files), n_files)

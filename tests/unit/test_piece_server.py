@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from unit.piece_fakes import BLOB, OTHER_BLOB, SECRET, FakeSource, Serving, serving, until
 
+from passel.core import uploads
 from passel.ids import BlobId
 from passel.transport.auth import AUTH_HEADER, ClusterAuth
 from passel.transport.sending import Gate
@@ -148,6 +149,23 @@ async def test_the_line_is_in_the_order_of_turns(source: FakeSource) -> None:
         await asyncio.gather(*tasks)
         assert served == [0, 3, 5, 9]
         assert at.server.n_uploads == 0
+
+
+async def test_a_slot_that_is_taken_back_goes_to_the_first_in_line(
+    source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(source, slots=1) as at:
+        slots = at.server._slots
+        assert await slots.acquire(5, 0) is not None
+        first = asyncio.create_task(slots.acquire(5, 5.0))
+        await until(lambda: len(slots._line) == 1)
+        assert await slots.acquire(9, 0) is None
+        monkeypatch.setattr(uploads, "OVERDUE_TIMES", 0.0)
+        monkeypatch.setattr(uploads, "OVERDUE_S_MIN", 0.0)
+        second = asyncio.create_task(slots.acquire(9, 5.0))
+        assert await first is not None
+        assert not second.done()
+        second.cancel()
 
 
 async def test_a_slot_is_kept_for_clients_and_bulk_pauses_for_them(tmp_path: Path) -> None:

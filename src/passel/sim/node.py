@@ -76,7 +76,6 @@ class PieceFetch:
     sent_at: float = 0.0
     transfer: int | None = None
     digest: bytes = b""
-    has_slot: bool = False
     is_over: bool = False
 
 
@@ -112,7 +111,6 @@ class Node:
     full: bool = False
     lines: list[Line] = field(default_factory=list)
     fetches: dict[int, PieceFetch | SpanFetch] = field(default_factory=dict)
-    sending: dict[PieceFetch, None] = field(default_factory=dict)
     n_sending_max: int = 0
     #: Those who wait for an upload slot: (turn, in the order of asking, fetch).
     line: list[tuple[int, int, PieceFetch]] = field(default_factory=list)
@@ -346,17 +344,17 @@ class Node:
         """Take an upload slot, or a place in the short line before it."""
         if fetch.is_over:
             return
-        if self._has_slot(fetch.command.turn):
+        turn = fetch.command.turn
+        is_first = not self.line or turn < self.line[0][0]
+        if is_first and self.uploads.begin(fetch, turn, self.world.clock.now):
             self._send(fetch)
         elif len(self.line) < LINE_MAX:
             self.n_asked += 1
             heapq.heappush(self.line, (fetch.command.turn, self.n_asked, fetch))
             self.world.clock.after(SLOT_WAIT_S, self._refuse, fetch)
+            self._serve_line()  # a slot may have been taken back
         else:
             fetch.child.fail(fetch, m.Trouble.BUSY, BUSY_RETRY_S)
-
-    def _has_slot(self, turn: int) -> bool:
-        return self.uploads.is_free_for(turn, self.world.clock.now)
 
     def _refuse(self, fetch: PieceFetch) -> None:
         waiting = [each for each in self.line if each[2] is not fetch]
@@ -369,11 +367,10 @@ class Node:
         command, child = fetch.command, fetch.child
         digest = self._held(command.blob, command.piece)
         if digest is None:
+            self.uploads.end(fetch, self.world.clock.now)
             child.fail(fetch, m.Trouble.MISSING)
             return
-        self.uploads.begin(fetch, self.world.clock.now)
-        self.n_sending_max = max(self.n_sending_max, len(self.uploads))
-        fetch.has_slot = True
+        self.n_sending_max = max(self.n_sending_max, self.uploads.n_taken)
         fetch.digest = LIE if self.lies or child.spoils else digest
         fetch.sent_at = self.world.clock.now
         fetch.transfer = self.world.network.begin(
@@ -383,17 +380,20 @@ class Node:
             child.came,
             fetch,
         )
-        self.sending[fetch] = None
 
     def sent(self, fetch: PieceFetch) -> None:
         """A body is out, or broken off: its slot goes to the first in line."""
-        self.sending.pop(fetch, None)
-        fetch.has_slot = False
         self.uploads.end(fetch, self.world.clock.now)
-        while self.line and self.alive and self._has_slot(self.line[0][0]):
-            following = heapq.heappop(self.line)[2]
-            if not following.is_over:
-                self._send(following)
+        self._serve_line()
+
+    def _serve_line(self) -> None:
+        while self.line and self.alive:
+            turn, _, fetch = self.line[0]
+            if not fetch.is_over and not self.uploads.begin(fetch, turn, self.world.clock.now):
+                return
+            heapq.heappop(self.line)
+            if not fetch.is_over:
+                self._send(fetch)
 
     def hung_up(self, fetch: PieceFetch) -> None:
         """The child does not want it any more."""
@@ -411,12 +411,11 @@ class Node:
         for attempt in list(self.fetches):
             self._cancel(attempt)
         in_line = [each[2] for each in self.line]
-        for fetch in [*self.sending, *in_line, *chain(*self.waiters.values())]:
+        for fetch in [*self.uploads, *in_line, *chain(*self.waiters.values())]:
             if fetch.transfer is not None:
                 self.world.count_wasted(fetch, self.world.network.cancel(fetch.transfer))
                 fetch.transfer = None
             fetch.child.fail(fetch, m.Trouble.DEAD)
-        self.sending.clear()
         self.line.clear()
         self.waiters.clear()
         self.uploads = Uploads(self.info.upload_slots)

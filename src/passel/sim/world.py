@@ -461,7 +461,7 @@ class World:
         for node in self.nodes.values():
             if node.alive:
                 node.machine.check_invariants()
-            assert len(node.uploads) <= 2 * node.info.upload_slots, "more uploads than slots"
+            assert node.uploads.n_taken <= node.info.upload_slots, "more uploads than slots"
         for log in self.reads.values():
             assert log.done_at is None or log.ready_at is not None
 

@@ -166,7 +166,7 @@ class PieceServer:
 
     @property
     def n_uploads(self) -> int:
-        """Piece bodies being sent now."""
+        """Upload slots that are taken now; `core.uploads` says who sends without one."""
         return self._slots.n_taken
 
     @property

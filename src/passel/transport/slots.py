@@ -25,8 +25,8 @@ class UploadSlots:
 
     @property
     def n_taken(self) -> int:
-        """Bodies under way: at most twice the slots, see `Uploads`."""
-        return len(self._uploads)
+        """Slots that are taken."""
+        return self._uploads.n_taken
 
     @property
     def usual_s(self) -> float:
@@ -41,13 +41,14 @@ class UploadSlots:
         """
         ticket = next(self._arrivals)
         loop = asyncio.get_running_loop()
-        if self._uploads.is_free_for(turn, loop.time()):
-            self._uploads.begin(ticket, loop.time())
+        is_first = not self._line or turn < self._line[0][0]
+        if is_first and self._uploads.begin(ticket, turn, loop.time()):
             return ticket
         if len(self._line) >= self._n_waiting_max or timeout_s <= 0:
             return None
         place = (turn, ticket, loop.create_future())
         heapq.heappush(self._line, place)
+        self._serve_line()  # a slot may have been taken back
         served = place[2]
         try:
             await asyncio.wait((served,), timeout=timeout_s)
@@ -68,9 +69,10 @@ class UploadSlots:
 
     def release(self, ticket: int) -> None:
         """Give a slot back: it goes to the first in line without ever being free."""
+        self._uploads.end(ticket, asyncio.get_running_loop().time())
+        self._serve_line()
+
+    def _serve_line(self) -> None:
         now = asyncio.get_running_loop().time()
-        self._uploads.end(ticket, now)
-        if self._line and self._uploads.is_free_for(self._line[0][0], now):
-            _, first, served = heapq.heappop(self._line)
-            self._uploads.begin(first, now)
-            served.set_result(None)
+        while self._line and self._uploads.begin(self._line[0][1], self._line[0][0], now):
+            heapq.heappop(self._line)[2].set_result(None)
