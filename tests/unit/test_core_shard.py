@@ -9,6 +9,7 @@ import pytest
 
 from passel.core import messages as m
 from passel.core.pieces import MIN_PIECE
+from passel.core.planning import FALLBACKS_EVERY
 from passel.core.shard import BAN_S, ShardMachine
 from passel.core.silence import LOST_HEARTBEATS, SUSPECT_HEARTBEATS
 from passel.ids import BlobRef, Digest, PeerId
@@ -59,6 +60,20 @@ def test_the_only_holder_is_asked_again_after_a_while(trouble: m.Trouble) -> Non
     shard.beat(HOLDER, CHILD, begin=1.0, end=BAN_S)
     assert shard.planned(0.1 + BAN_S) == []
     assert shard.planned(0.3 + BAN_S) == [0, 1]
+
+
+def test_a_child_gets_to_know_whom_to_ask_when_the_shard_is_away() -> None:
+    """With the first plan, and anew once in a while: choosing is a fifth of the work of a plan."""
+    shard = Shard()
+    told = []
+    for epoch in range(2 * FALLBACKS_EVERY):
+        out = shard.machine.handle_timer(0.1 + 0.1 * epoch)
+        told += [d.message.fallbacks for d in out if isinstance(d.message, m.Plan)]
+        busy = m.Complaint(REF.id, 0, HOLDER, m.Trouble.BUSY)
+        shard.say(CHILD, busy, now=0.15 + 0.1 * epoch)
+    assert len(told) == 2 * FALLBACKS_EVERY, "planned anew each time"
+    named = [epoch for epoch, fallbacks in enumerate(told) if fallbacks == (HOLDER,)]
+    assert named == [0, FALLBACKS_EVERY]
 
 
 def test_who_sent_wrong_bytes_is_not_asked_again() -> None:

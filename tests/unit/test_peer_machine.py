@@ -148,6 +148,19 @@ def test_a_reader_waits_for_the_shard_only_while_that_does_not_answer() -> None:
     assert waits_for(4.0) == "origin"
 
 
+def test_a_peer_without_its_shard_asks_a_fallback() -> None:
+    child, other = Child(), PeerId("other")
+    edge = m.Edge(0, PARENT, GOOD)
+    addresses = tuple((p, "127.0.0.1:2", "z", m.Role.PEER) for p in (PARENT, other))
+    plan = m.Plan(REF.id, 1, 2 * MIN_PIECE, (edge,), addresses, (other,))
+    (fetch,) = [c for c in child.do(m.ShardSaid(plan)) if isinstance(c, m.FetchPiece)]
+    child.do(m.ShardLost(0))
+    child.do(m.PieceFailed(fetch.attempt, m.Trouble.DEAD))
+    (again,) = [c for c in child.machine.handle_timer(2.0) if isinstance(c, m.FetchPiece)]
+    assert (again.piece, again.parent) == (0, other)
+    assert confirmed(child.do(m.PieceArrived(again.attempt, GOOD), 2.1))
+
+
 class Puller(Child):
     """Its client pulls a blob of 16 pieces, and one parent has the slots that a parent has."""
 
